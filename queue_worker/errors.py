@@ -1,0 +1,92 @@
+"""Every exception of queue_worker.
+
+QueueWorkerError
+├── UsageError             a person's mistake: one clear line, exit code 2
+│   └── QueueNotFound      the queue is not there
+├── ConfigError            a setting is missing or contradicts another one, exit code 78
+│   └── SchemaError        the database schema is missing, edited, too old or too new, exit code 78
+├── TransportError
+│   ├── TransportUnavailable   the database cannot be reached: wait and repeat, costs no attempt
+│   └── CallRefused            the database answered with an error (carries its SQLSTATE)
+├── LeaseLost              the message belongs to another worker by now: write nothing
+├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
+└── Steering               raised by a handler to choose the outcome
+    ├── Retry              run again after a delay; costs an attempt
+    └── Reject             dead letter at once, with a reason
+"""
+
+from __future__ import annotations
+
+
+class QueueWorkerError(Exception):
+    """Base of all exceptions of this package."""
+
+    exit_code = 1
+
+
+class UsageError(QueueWorkerError):
+    """A person asked for something that cannot be done as asked."""
+
+    exit_code = 2
+
+
+class QueueNotFound(UsageError):
+    """The queue does not exist in the database."""
+
+
+class ConfigError(QueueWorkerError):
+    """A setting is missing or contradicts another one; the message names it and the fix."""
+
+    exit_code = 78
+
+
+class SchemaError(ConfigError):
+    """The schema `queue_worker` is missing, changed, too old or too new for this worker."""
+
+
+class TransportError(QueueWorkerError):
+    """A call to the database did not end well."""
+
+
+class TransportUnavailable(TransportError):
+    """The database cannot be reached or went away in mid-call; the call may have committed."""
+
+
+class CallRefused(TransportError):
+    """The database refused a call.
+
+    `sqlstate` is the five-character PostgreSQL error code, or an empty string where none came back.
+    """
+
+    def __init__(self, message: str, sqlstate: str = "") -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class LeaseLost(QueueWorkerError):
+    """The lease ended and the message may run elsewhere: nothing may be written for it any more."""
+
+
+class InvalidPayload(QueueWorkerError):
+    """The payload cannot be parsed or does not fit the processor's model."""
+
+
+class Steering(QueueWorkerError):
+    """Base of what a handler raises to choose the outcome itself."""
+
+
+class Retry(Steering):
+    """Run the message again after `delay` seconds (None: the queue's retry policy); costs an attempt."""
+
+    def __init__(self, reason: str = "retry requested", *, delay: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.delay = delay
+
+
+class Reject(Steering):
+    """Make the message a dead letter at once, with `reason`; it is not retried."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,115 @@
+"""A message as the worker holds it, and the outcomes it can have.
+
+A receipt is the proof of a lease: `(msg_id, read_ct, enqueued_at)`. `read_ct` grows with every claim and
+every settle, so an old receipt never matches again; `enqueued_at` tells apart two messages with one id in
+a queue that was dropped and made again. The third part is opaque: binary on psycopg, text on REST.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+MAX_TEXT = 4096
+"""Longest error or reason that is stored, in characters."""
+
+MAX_DELAY = 365 * 86_400.0
+"""Longest delay of an outcome, in seconds."""
+
+# NUL cannot be stored in text, lone surrogates cannot be encoded: either would make the settle itself fail.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def clean_text(text: str) -> str:
+    """Return `text` so that Postgres can store it: no NUL, no lone surrogates, at most `MAX_TEXT` characters."""
+    text = _UNSTORABLE.sub("�", text)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _clamp(delay: float) -> float:
+    # NaN compares false with everything, so it lands on 0 here instead of reaching SQL.
+    return min(delay, MAX_DELAY) if delay > 0 else 0.0
+
+
+class Receipt(NamedTuple):
+    """What settles or extends a message; see the module's docstring."""
+
+    msg_id: int
+    read_ct: int
+    enqueued_at: Any
+
+
+@dataclass(slots=True)
+class Message:
+    """One claimed message.
+
+    `body` is the JSON text of the payload (None: SQL null), parsed for each message alone. `failures` counts
+    charged attempts so far; `lost` counts starts that ended without a recorded outcome.
+    """
+
+    queue: str
+    receipt: Receipt
+    body: str | bytes | None
+    headers: dict[str, Any] = field(default_factory=dict)
+    failures: int = 0
+    lost: int = 0
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that runs now, from 1."""
+        return self.failures + 1
+
+    @property
+    def suspect(self) -> bool:
+        """Whether an earlier start of this message ended without a recorded outcome."""
+        return self.lost > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The message is done: archived or deleted, as the queue says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed and is charged; the message is due again after `delay` seconds.
+
+    `kind` is `failed` or `timeout`.
+    """
+
+    delay: float
+    error: str
+    kind: str = "failed"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delay", _clamp(self.delay))
+        object.__setattr__(self, "error", clean_text(self.error))
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """The message leaves the queue for the dead letters, with `reason` (one word) and `error` (the details)."""
+
+    reason: str
+    error: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", clean_text(self.reason))
+        object.__setattr__(self, "error", clean_text(self.error))
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The message goes back unharmed, due after `delay` seconds; no attempt is charged."""
+
+    delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delay", _clamp(self.delay))
+
+
+Outcome = Ack | Retry | DeadLetter | Release
+
+ACK = Ack()
+"""The one instance the hot path uses."""

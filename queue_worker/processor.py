@@ -1,0 +1,204 @@
+"""What a processor is, what a handler is given, and the registry of an app.
+
+Built-in processors and users' handlers see this module only; what a job can do to the database comes in
+through `JobContext`, which the broker implements.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from queue_worker.config import DECORATOR_OPTIONS, check_queue_name
+from queue_worker.errors import ConfigError, InvalidPayload
+from queue_worker.message import Message
+
+P = TypeVar("P")
+
+BUILTINS = ("email", "reports", "payments")
+"""The queues that have a built-in processor."""
+
+
+class Transaction(Protocol):
+    """An open database transaction that ends with the message settled as done."""
+
+    def execute(self, query: Any, params: Any = None) -> Any:
+        """Run one statement; returns a psycopg cursor (`fetchone`, `fetchall`, iteration)."""
+
+    def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Call one SQL function by its (schema-qualified) name with named arguments; returns its rows."""
+
+
+class JobContext(Protocol):
+    """What a job can do to the database; see the methods of `Job` for the meaning."""
+
+    def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]: ...
+
+    def transaction(self, job: Job[Any]) -> AbstractContextManager[Transaction]: ...
+
+    def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int: ...
+
+    def cancelled(self, job: Job[Any]) -> bool: ...
+
+
+class Job(Generic[P]):
+    """One run of one message, as its handler sees it.
+
+    Attributes: `queue`, `msg_id`, `attempt` (from 1), `max_attempts`, `payload` (validated), `headers`, and
+    `key`: a name of the work that stays the same over retries and redrives, for ledgers and idempotency keys.
+    """
+
+    __slots__ = ("_context", "_settled", "attempt", "headers", "key", "max_attempts", "message", "msg_id", "note",
+                 "payload", "queue")
+
+    def __init__(self, message: Message, payload: P, max_attempts: int, context: JobContext) -> None:
+        self.message = message
+        self.queue = message.queue
+        self.msg_id = message.receipt.msg_id
+        self.attempt = message.failures + 1
+        self.max_attempts = max_attempts
+        self.payload = payload
+        self.headers = message.headers
+        self.key = str(message.headers.get("key") or f"{message.queue}:{message.receipt.msg_id}")
+        self.note: dict[str, Any] = {}
+        self._context = context
+        self._settled = False
+
+    def call(self, function: str, /, **params: Any) -> list[dict[str, Any]]:
+        """Call one SQL function in a transaction of its own and return its rows as dictionaries.
+
+        Raises TransportUnavailable (the message is then given back uncharged) or CallRefused (an error of SQL).
+        """
+        return self._context.call(function, params)
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Open the transaction in which the handler's rows and the ack commit together.
+
+        Raises LeaseLost on entry, before anything is written, when the message belongs to another worker, and
+        on exit when it was lost meanwhile; then nothing of the block is kept. The block must be short, and the
+        last thing that the handler does: after it the message is done.
+        """
+        return self._context.transaction(self)
+
+    def send(self, queue: str, payload: Any, **options: Any) -> int:
+        """Send a message to `queue` and return its id; `options` are those of SQL `queue_worker.send`."""
+        return self._context.send(queue, payload, options)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run has lost its message (lease lost, time limit, shutdown): stop as soon as you can."""
+        return self._context.cancelled(self)
+
+    @property
+    def settled(self) -> bool:
+        """Whether `transaction()` has settled the message already."""
+        return self._settled
+
+    def mark_settled(self) -> None:
+        """For the broker: the transaction that settles this message has committed."""
+        self._settled = True
+
+    def annotate(self, **fields: Any) -> None:
+        """Add fields to the log line that ends this run (already masked; never a payload or a secret)."""
+        self.note.update(fields)
+
+
+Handler = Callable[[Job[Any]], Any]
+
+
+@dataclass(slots=True)
+class Processor:
+    """A handler bound to a queue: `handler(job)` with `job.payload` validated by `model`.
+
+    `options` holds what the decorator set; settings from the environment beat it (see config).
+    """
+
+    queue: str
+    handler: Handler
+    model: Any = dict[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    builtin: bool = False
+    close: Callable[[], None] | None = None
+    _adapter: TypeAdapter[Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._adapter = TypeAdapter(self.model)
+
+    def parse(self, body: str | bytes | None) -> Any:
+        """Validate one payload's JSON text; raises InvalidPayload with the fields that are wrong, not their values."""
+        if body is None:
+            raise InvalidPayload("the payload is SQL null")
+        try:
+            return self._adapter.validate_json(body)
+        except ValidationError as error:
+            raise InvalidPayload(_explain(error)) from None
+        except (ValueError, RecursionError) as error:
+            raise InvalidPayload(f"the payload cannot be parsed: {type(error).__name__}: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    # include_input=False: the text ends in logs and rows, and a payload may hold secrets.
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:10]:
+        where = ".".join(str(step) for step in item["loc"]) or "payload"
+        parts.append(f"{where}: {item['msg']}")
+    return "; ".join(parts)
+
+
+class App:
+    """The registry of processors that `queue-worker start --app module:app` runs."""
+
+    def __init__(self, *, builtins: bool = True) -> None:
+        self.builtins = builtins
+        self.processors: dict[str, Processor] = {}
+
+    def processor(self, queue: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register the decorated `handler(job)` for `queue`.
+
+        The payload's model is read from the annotation `job: Job[Model]`; without one the payload must be a JSON
+        object and arrives as a dict. Options: see `config.QueueOptions`. Raises ConfigError for a bad queue name,
+        an unknown option, a handler of the wrong shape, or a second processor of one queue.
+        """
+        check_queue_name(queue)
+        unknown = sorted(set(options) - set(DECORATOR_OPTIONS))
+        if unknown:
+            raise ConfigError(f"processor {queue!r}: unknown option {unknown[0]!r}; known: {', '.join(DECORATOR_OPTIONS)}")
+
+        def register(handler: Handler) -> Handler:
+            self.add(Processor(queue, handler, model_of(handler, queue), options))
+            return handler
+
+        return register
+
+    def add(self, processor: Processor) -> None:
+        """Register a ready-made processor; raises ConfigError if the queue has one already."""
+        if processor.queue in self.processors:
+            raise ConfigError(f"queue {processor.queue!r} has two processors; give each its own queue")
+        self.processors[processor.queue] = processor
+
+
+def model_of(handler: Handler, queue: str) -> Any:
+    """Return the payload type that `handler(job: Job[Model])` asks for; dict[str, Any] where it asks for none.
+
+    Raises ConfigError for `async def` and for a handler that does not take exactly one job.
+    """
+    if inspect.iscoroutinefunction(handler):
+        raise ConfigError(f"processor {queue!r}: async handlers are not supported by this version; use a plain def")
+    parameters = list(inspect.signature(handler).parameters.values())
+    if len([p for p in parameters if p.default is p.empty]) != 1:
+        raise ConfigError(f"processor {queue!r}: the handler must take exactly one argument, the job")
+    try:
+        hints = typing.get_type_hints(handler)
+    except NameError as error:
+        raise ConfigError(f"processor {queue!r}: cannot resolve the handler's annotations: {error}") from None
+    hint = hints.get(parameters[0].name)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Job and arguments and not isinstance(arguments[0], TypeVar):
+        return arguments[0]
+    return dict[str, Any]
