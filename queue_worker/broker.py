@@ -1,0 +1,188 @@
+"""The queue as the worker sees it: typed calls on top of a transport, and what a job can do to the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from queue_worker.errors import TransportError
+from queue_worker.message import Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
+from queue_worker.processor import Job, Transaction
+from queue_worker.transport import BigInts, Ints, Rows, Stamps, Transport
+from queue_worker.transport.transactions import TransactionPool
+
+
+class Settlement(NamedTuple):
+    """A receipt and what became of its message."""
+
+    receipt: Receipt
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class Turn:
+    """The answer of one round trip.
+
+    `missed` names settlements that changed nothing: 'gone', 'stale' or 'error' and its text. `waiting` is 'suspect'
+    or 'alone' when such a message waits for a worker that takes it. `next_due` is in seconds from now.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    missed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    buried: list[tuple[int, int]] = field(default_factory=list)
+    waiting: str | None = None
+    paused: bool = False
+    next_due: float | None = None
+    error: str | None = None
+
+
+def parse_headers(text: str | None) -> dict[str, Any]:
+    """Return a message's headers; anything but a JSON object counts as none, because anybody may write them."""
+    if text is None:
+        return {}
+    try:
+        headers = from_json(text)
+    except (ValueError, RecursionError):
+        return {}
+    return headers if isinstance(headers, dict) else {}
+
+
+class Broker:
+    """One queue over one transport; for one thread at a time.
+
+    `worker` names the process in failures and among the sleepers.
+    """
+
+    def __init__(self, transport: Transport, queue: str, *, worker: str, lease_seconds: float, on_success: str,
+                 max_lost: int) -> None:
+        self.transport = transport
+        self.queue = queue
+        self._fixed = {"lease_seconds": float(lease_seconds), "max_lost": max_lost, "worker": worker}
+        self._on_success = on_success
+
+    def turn(self, settlements: Sequence[Settlement], max_count: int, *, suspects: int = 0, sleep: bool = False) -> Turn:
+        """Settle what has ended and claim up to `max_count` messages, in one round trip.
+
+        `suspects`: 0 takes none, 1 one beside other work, 2 one alone. Raises TransportUnavailable (then the same
+        settlements may be sent again) or CallRefused.
+        """
+        params = {"queue": self.queue, **_split(settlements, self._on_success), "max_count": max_count,
+                  **self._fixed, "suspects": suspects, "sleep": sleep}
+        return self._read(self.transport.call("queue_worker.settle_claim", params))
+
+    def _read(self, rows: Rows) -> Turn:
+        turn = Turn()
+        at = {name: position for position, name in enumerate(rows.columns)}
+        kind, msg_id, read_ct, enqueued_at = at["kind"], at["msg_id"], at["read_ct"], at["enqueued_at"]
+        payload, headers, failures, lost = at["payload"], at["headers"], at["failures"], at["lost"]
+        for row in rows.rows:
+            if row[kind] == "job":
+                receipt = Receipt(row[msg_id], row[read_ct], row[enqueued_at])
+                turn.messages.append(
+                    Message(self.queue, receipt, row[payload], parse_headers(row[headers]), row[failures], row[lost])
+                )
+            else:
+                _note(turn, row[kind], row[msg_id], row[at["detail"]] or "", row[lost])
+        turn.messages.sort(key=lambda message: message.receipt.msg_id)
+        return turn
+
+
+def _note(turn: Turn, kind: str, msg_id: int | None, detail: str, lost: int | None) -> None:
+    """Enter a row that is no message into the turn."""
+    if kind == "paused":
+        turn.paused = True
+    elif kind == "next":
+        turn.next_due = float(detail)
+    elif kind in ("suspect", "alone"):
+        turn.waiting = kind
+    elif msg_id is None:
+        turn.error = detail
+    elif kind == "dead":
+        turn.buried.append((msg_id, lost or 0))
+    else:
+        turn.missed[msg_id] = (kind, detail)
+
+
+def _split(settlements: Sequence[Settlement], on_success: str) -> dict[str, Any]:
+    """Return settlements as arrays: those done, and the others with their details."""
+    done = [one.receipt for one in settlements if isinstance(one.outcome, Ack)]
+    others = [one for one in settlements if not isinstance(one.outcome, Ack)]
+    details = [_detail(one.outcome) for one in others]
+    return {
+        "done_ids": BigInts(one.msg_id for one in done),
+        "done_cts": Ints(one.read_ct for one in done),
+        "done_ats": Stamps(one.enqueued_at for one in done),
+        "on_success": on_success,
+        "other_ids": BigInts(one.receipt.msg_id for one in others),
+        "other_cts": Ints(one.receipt.read_ct for one in others),
+        "other_ats": Stamps(one.receipt.enqueued_at for one in others),
+        "kinds": [one[0] for one in details],
+        "delays": [one[1] for one in details],
+        "reasons": [one[2] for one in details],
+        "errors": [one[3] for one in details],
+    }
+
+
+def _detail(outcome: Outcome) -> tuple[str, float, str, str]:
+    """Return (kind, delay, reason, error) as SQL `settle` takes them."""
+    match outcome:
+        case Retry():
+            return outcome.kind, outcome.delay, "", outcome.error
+        case DeadLetter():
+            return "dead", 0.0, outcome.reason, outcome.error
+        case Release():
+            return "release", outcome.delay, "", ""
+        case Ack():
+            raise TypeError("an Ack has no details")
+
+
+def extend(transport: Transport, queue: str, receipts: Sequence[Receipt], lease_seconds: float) -> set[int]:
+    """Extend leases to `lease_seconds` from now; returns the ids of those that are lost."""
+    rows = transport.call(
+        "queue_worker.extend",
+        {
+            "queue": queue,
+            "ids": BigInts(one.msg_id for one in receipts),
+            "read_cts": Ints(one.read_ct for one in receipts),
+            "enqueued_ats": Stamps(one.enqueued_at for one in receipts),
+            "lease_seconds": float(lease_seconds),
+        },
+    )
+    return {row[0] for row in rows.rows}
+
+
+class DatabaseContext:
+    """What a job can do to the database; implements `processor.JobContext` for one queue over psycopg."""
+
+    def __init__(self, pool: TransactionPool, on_success: str, timeout_seconds: float,
+                 cancelled: Callable[[Job[Any]], bool]) -> None:
+        self._pool = pool
+        self._on_success = on_success
+        self._timeout = timeout_seconds
+        self._cancelled = cancelled
+
+    def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See `Job.call`."""
+        return self._pool.call(function, params).dicts()
+
+    @contextmanager
+    def transaction(self, job: Job[Any]) -> Iterator[Transaction]:
+        """See `Job.transaction`."""
+        with self._pool.settling(job.queue, job.message.receipt, self._on_success, self._timeout) as transaction:
+            yield transaction
+        job.mark_settled()
+
+    def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int:
+        """See `Job.send`."""
+        rows = self._pool.call("queue_worker.send", {"queue": queue, "payload": payload, **options})
+        if not rows.rows:
+            raise TransportError(f"queue {queue!r}: send returned no id")
+        return int(rows.rows[0][0])
+
+    def cancelled(self, job: Job[Any]) -> bool:
+        """See `Job.cancelled`."""
+        return self._cancelled(job)

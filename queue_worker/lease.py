@@ -1,0 +1,105 @@
+"""Keeps what is held: a thread of its own extends leases, so a handler that blocks its thread loses nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from queue_worker import events
+from queue_worker.broker import extend
+from queue_worker.config import QueueOptions
+from queue_worker.errors import CallRefused, TransportError, TransportUnavailable
+from queue_worker.executor import Run
+from queue_worker.transport import Transport
+
+_TICK = 0.5
+_HEARTBEAT_SECONDS = 15.0
+
+
+class Holder(Protocol):
+    """A loop that holds leases: `held` by message id."""
+
+    queue: str
+    options: QueueOptions
+    held: dict[int, Run]
+
+
+class LeaseKeeper:
+    """Extends the leases of all `workers` over one connection, and tells the database that this process lives.
+
+    `heartbeat` returns the arguments of SQL `heartbeat`; `chores` are called every ten minutes, each does a little.
+    """
+
+    def __init__(self, transport: Transport, workers: Sequence[Holder], heartbeat: Callable[[], Mapping[str, Any]],
+                 chores: Sequence[Callable[[Transport], None]] = (), chore_seconds: float = 600.0) -> None:
+        self._transport = transport
+        self._workers = workers
+        self._heartbeat = heartbeat
+        self._chores = chores
+        self._chore_seconds = chore_seconds
+        self._stop = threading.Event()
+        self._beat_at = 0.0
+        self._chores_at = time.monotonic() + min(60.0, chore_seconds)
+        self.last_tick = time.monotonic()
+
+    def run(self) -> None:
+        """Work until `stop`; a database that is away is waited for."""
+        while not self._stop.wait(_TICK):
+            self.last_tick = time.monotonic()
+            for worker in self._workers:
+                self._guarded(self._extend, worker)
+            self._guarded(self._beat)
+            self._guarded(self._do_chores)
+
+    def stop(self) -> None:
+        """End `run` at its next tick."""
+        self._stop.set()
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        try:
+            step(*arguments)
+        except TransportUnavailable:
+            # The loops report the outage; a lease that ends meanwhile is refused at its settle.
+            pass
+        except TransportError as error:
+            events.emit("keeper.error", error=str(error))
+
+    def _extend(self, worker: Holder) -> None:
+        now = time.monotonic()
+        lease, heartbeat = worker.options.lease_seconds, worker.options.heartbeat_seconds
+        due = [run for run in list(worker.held.values()) if not run.lost and run.deadline - now <= lease - heartbeat]
+        if not due:
+            return
+        try:
+            lost = extend(self._transport, worker.queue, [run.message.receipt for run in due], lease)
+        except CallRefused as error:
+            if error.sqlstate == "42P01":
+                return  # the loop degrades that queue alone
+            raise
+        for run in due:
+            if run.message.receipt.msg_id not in lost:
+                run.deadline = now + lease
+            elif worker.held.get(run.message.receipt.msg_id) is run and run.outcome is None:
+                run.lost = True
+                events.emit("message.lease_lost", queue=worker.queue, msg_id=run.message.receipt.msg_id)
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._beat_at >= _HEARTBEAT_SECONDS:
+            self._beat_at = now
+            self._transport.call("queue_worker.heartbeat", self._heartbeat())
+
+    def _do_chores(self) -> None:
+        now = time.monotonic()
+        if now >= self._chores_at:
+            self._chores_at = now + self._chore_seconds
+            for chore in self._chores:
+                chore(self._transport)
+
+
+def overdue(worker: Holder, now: float) -> list[Run]:
+    """Return what has waited for a thread for half a lease: another process may start it sooner."""
+    limit = worker.options.lease_seconds / 2
+    return [run for run in list(worker.held.values()) if not run.started and now - run.claimed > limit]

@@ -1,0 +1,272 @@
+"""The composition root: settings and an app become connections, loops and threads."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from queue_worker import embedded, events, migrate
+from queue_worker._version import __version__
+from queue_worker.broker import Broker, DatabaseContext
+from queue_worker.builtin import builtin_processors
+from queue_worker.config import QueueOptions, Settings
+from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
+from queue_worker.executor import Executor
+from queue_worker.health import HealthFile
+from queue_worker.lease import LeaseKeeper
+from queue_worker.processor import App, Job, Processor
+from queue_worker.retry import RetryPolicy
+from queue_worker.supervisor import Signals, Supervisor
+from queue_worker.suspects import SuspectGate
+from queue_worker.transport import Transport
+from queue_worker.transport.database import PostgresDatabase
+from queue_worker.worker import Backoff, QueueWorker
+
+
+def conninfo_of(settings: Settings) -> Callable[[], str]:
+    """Return a function that tells where the database is, and brings an embedded one back that died.
+
+    Raises ConfigError when no database is set.
+    """
+    settings.require_database()
+    if settings.transport == "supabase":
+        raise ConfigError("this version needs a Postgres URL: set DATABASE_URL (Supabase: Connect > Session pooler)")
+    if settings.transport == "postgres":
+        dsn = settings.dsn or ""
+        return lambda: dsn
+    return _Embedded(settings)
+
+
+class _Embedded:
+    def __init__(self, settings: Settings) -> None:
+        self._root = settings.state_dir
+        self._server: embedded.EmbeddedServer | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> str:
+        with self._lock:
+            if self._server is None or not _alive(self._server.pid):
+                # The new share is taken before the old one is dropped, so that the server never looks unused.
+                old, self._server = self._server, embedded.ensure(self._root)
+                if old is not None:
+                    old.close()
+            return self._server.url
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def open_database(settings: Settings) -> PostgresDatabase:
+    """Return the database that the settings name; raises ConfigError."""
+    pooler = {"auto": None, "yes": True, "no": False}[settings.pooler]
+    return PostgresDatabase(conninfo_of(settings), pooler=pooler, pool_size=settings.transaction_pool_size)
+
+
+def processors_of(settings: Settings, app: App) -> list[Processor]:
+    """Return the processors to run: the app's, and the built-in ones it does not replace; raises ConfigError."""
+    found = dict(app.processors)
+    wanted = settings.only
+    for queue, processor in builtin_processors(settings, skip=found, only=wanted) if app.builtins or wanted else ():
+        found.setdefault(queue, processor)
+    if wanted:
+        unknown = [queue for queue in wanted if queue not in found]
+        if unknown:
+            known = ", ".join(sorted(found)) or "none"
+            raise ConfigError(f"no processor for queue {unknown[0]!r}; processors here: {known}")
+        found = {queue: found[queue] for queue in wanted}
+    if not found:
+        raise ConfigError("there is nothing to run: the app has no processors, and built-in ones are switched off")
+    return list(found.values())
+
+
+class Service:
+    """All of one worker process.
+
+    `run` blocks until a stop is asked for (signals, or `stop` from another thread) and returns the exit code.
+    """
+
+    def __init__(self, settings: Settings, app: App | None = None) -> None:
+        self.settings = settings
+        self.database = open_database(settings)
+        self.processors = processors_of(settings, app or App())
+        self.options = {one.queue: settings.options_for(one.queue, one.options) for one in self.processors}
+        self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.workers: list[QueueWorker] = []
+        self._health = HealthFile(settings.state_dir)
+        self._signals = Signals()
+        self._supervisor: Supervisor | None = None
+        self._listener = self.database.listener() if settings.notify else None
+        self._gate = SuspectGate(lambda: all(not worker.held for worker in self.workers))
+
+    def stop(self) -> None:
+        """Ask for a stop, as the first signal does."""
+        self._signals.request()
+
+    def run(self) -> int:
+        """Prepare the database, run, stop; returns the exit code. Raises ConfigError before anything is claimed."""
+        try:
+            with self._signals.installed():
+                if not self._prepare():
+                    return 0
+                self.workers = [self._worker(processor) for processor in self.processors]
+                supervisor = self._supervise()
+                self._announce()
+                return supervisor.run()
+        finally:
+            self._close()
+
+    # ---------------------------------------------------------------------------------------------- before the loops
+
+    def _prepare(self) -> bool:
+        """Wait for the database, check the schema, make the queues; False when a stop was asked for meanwhile."""
+        backoff = Backoff()
+        told = False
+        transport = self.database.transport()
+        while not self._signals.count:
+            try:
+                if self.settings.migrate:
+                    migrate.up(self.database.conninfo(), report=lambda line: events.emit("migrate", line=line))
+                migrate.require(migrate.check_through(transport.call))
+                for processor in self.processors:
+                    self._make_queue(transport, processor.queue)
+                return True
+            except TransportUnavailable as error:
+                if not told:
+                    told = True
+                    events.emit("database.lost", queue="*", error=str(error))
+                self._health.report(True, waiting="database")
+                self._signals.arrived.wait(backoff.next())
+            finally:
+                transport.close()
+        return False
+
+    def _make_queue(self, transport: Transport, queue: str) -> None:
+        try:
+            transport.call("queue_worker.create_queue", {"queue": queue})
+        except CallRefused as error:
+            raise ConfigError(
+                f"queue {queue!r} cannot be made ({error}); let an administrator run:"
+                f" select queue_worker.create_queue('{queue}');"
+            ) from None
+
+    # ---------------------------------------------------------------------------------------------- the parts
+
+    def _worker(self, processor: Processor) -> QueueWorker:
+        options = self.options[processor.queue]
+        broker = Broker(
+            self.database.transport(receipts=True), processor.queue, worker=self.worker_id,
+            lease_seconds=options.lease_seconds, on_success=options.on_success, max_lost=options.max_lost,
+        )
+        wake = threading.Event()
+        policy = RetryPolicy.from_options(options)
+        context = DatabaseContext(self.database.pool, options.on_success, options.timeout_seconds, self._cancelled)
+        executor = Executor(processor, policy, context, concurrency=options.concurrency,
+                            settle_mark=max(1, options.batch_size // 2), wake=wake.set)
+        return QueueWorker(broker, executor, options, self._gate, wake)
+
+    def _cancelled(self, job: Job[Any]) -> bool:
+        for worker in self.workers:
+            if worker.queue == job.queue:
+                run = worker.held.get(job.msg_id)
+                return run is None or run.lost or run.outcome is not None or run.job is not job
+        return True
+
+    def _supervise(self) -> Supervisor:
+        keeper = LeaseKeeper(self.database.transport(receipts=True), self.workers, self._heartbeat,
+                             [self._prune_chore(queue, options) for queue, options in self.options.items()])
+        supervisor = Supervisor(
+            self.workers, keeper, signals=self._signals, grace=self.settings.grace_seconds,
+            cut_stuck=lambda: self.database.cut_stuck(self.settings.call_timeout_seconds),
+            report=lambda healthy: self._health.report(healthy, queues=[one.queue for one in self.processors]),
+            listen=self._listen if self._listener is not None else None, burst=self.settings.burst,
+        )
+        self._supervisor = supervisor
+        return supervisor
+
+    def _heartbeat(self) -> Mapping[str, Any]:
+        return {
+            "worker": self.worker_id, "host": socket.gethostname(), "pid": os.getpid(), "version": __version__,
+            "queues": [worker.queue for worker in self.workers],
+            "slots": sum(worker.options.concurrency for worker in self.workers),
+            "busy": sum(worker.busy for worker in self.workers),
+        }
+
+    def _prune_chore(self, queue: str, options: QueueOptions) -> Callable[[Transport], None]:
+        def prune(transport: Transport) -> None:
+            transport.call("queue_worker.prune", {"queue": queue, "archive_seconds": options.archive_days * 86_400.0})
+            transport.call("queue_worker.resend_unsent", {"queue": queue})
+
+        return prune
+
+    def _listen(self) -> None:
+        """Wake loops by NOTIFY; while the listener is away, they poll."""
+        assert self._listener is not None  # noqa: S101 - started only with one
+        by_queue = {worker.queue: worker for worker in self.workers}
+        backoff = Backoff()
+        while not self._signals.count:
+            try:
+                for queue in self._listener.wait(1.0):
+                    if queue in by_queue:
+                        by_queue[queue].wake()
+                _set_listening(self.workers, True)
+                backoff.reset()
+            except TransportUnavailable:
+                _set_listening(self.workers, False)
+                self._signals.arrived.wait(backoff.next())
+        self._listener.close()
+
+    def _announce(self) -> None:
+        lines = [
+            {
+                "queue": one.queue, "cycle_seconds": self.options[one.queue].cycle_seconds,
+                "batch_size": self.options[one.queue].batch_size, "concurrency": self.options[one.queue].concurrency,
+                "series": RetryPolicy.from_options(self.options[one.queue]).series(),
+            }
+            for one in self.processors
+        ]
+        events.emit("worker.ready", version=__version__, transport=self.database.description,
+                    worker=self.worker_id, queues=lines)
+        self._health.report(True, queues=[one.queue for one in self.processors])
+        tell_pm2_ready()
+
+    def _close(self) -> None:
+        for processor in self.processors:
+            if processor.close is not None:
+                processor.close()
+        sign_off = self.database.transport()
+        try:
+            if self.workers:
+                sign_off.call("queue_worker.sign_off", {"worker": self.worker_id})
+        except (TransportUnavailable, CallRefused):
+            # The row ages and is pruned; nothing depends on it.
+            pass
+        self.database.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._health.remove()
+
+
+def _set_listening(workers: Iterable[QueueWorker], listening: bool) -> None:
+    for worker in workers:
+        worker.listen(listening)
+
+
+def tell_pm2_ready() -> None:
+    """Answer PM2's `wait_ready`: one JSON word on the channel it opened, if it did (PM2 docs, "Graceful Start")."""
+    descriptor = os.environ.get("NODE_CHANNEL_FD", "")
+    if descriptor.isdigit():
+        try:
+            os.write(int(descriptor), b'"ready"\n')
+        except OSError:
+            return

@@ -1,0 +1,181 @@
+"""Threads under watch, and the two-phase stop.
+
+The supervising thread does no I/O: it notices signals, time limits, a thread that died and a connection that stands
+still, whatever the database does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from loguru import logger
+
+from queue_worker import events
+from queue_worker.lease import LeaseKeeper, overdue
+from queue_worker.worker import QueueWorker
+
+CRASHED, GRACE_EXCEEDED, RECYCLED = 1, 70, 75
+_TICK = 0.25
+_RELEASED_DELAY = 5.0
+"""After the grace, in seconds: long enough that the message does not start while its old handler still dies."""
+
+_REPEAT_SECONDS = 1.0
+"""A second signal within this time is the same one: a terminal and a process manager both send it."""
+
+
+class Signals:
+    """Counts stop requests; a repetition within a second counts once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.number = 0
+        self._last = 0.0
+        self.arrived = threading.Event()
+
+    def request(self, number: int = 0) -> None:
+        """Ask for a stop; called by signal handlers and by whoever embeds the service."""
+        now = time.monotonic()
+        if self.count == 0 or now - self._last > _REPEAT_SECONDS:
+            self.count += 1
+            self.number = number
+            self._last = now
+            self.arrived.set()
+            if self.count > 2:
+                # Nothing orderly is left to try: what is held comes back when its lease ends.
+                os._exit(128 + number)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM while the block runs, if this is the main thread; restores the old handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            self.request(number)
+
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, previous in old.items():
+                signal.signal(number, previous)
+
+
+class Supervisor:
+    """Runs the loops of a process until a stop is asked for, and stops them.
+
+    `grace` in seconds is what running handlers get. `cut_stuck` aborts calls that stand still. `report` is called
+    about every five seconds with whether all is well. `burst`: stop as soon as no queue has anything due.
+    """
+
+    def __init__(self, workers: Sequence[QueueWorker], keeper: LeaseKeeper, *, signals: Signals, grace: float,
+                 cut_stuck: Callable[[], Any], report: Callable[[bool], None], listen: Callable[[], None] | None = None,
+                 burst: bool = False) -> None:
+        self.workers = workers
+        self.keeper = keeper
+        self.signals = signals
+        self._grace = grace
+        self._cut_stuck = cut_stuck
+        self._report = report
+        self._listen = listen
+        self._burst = burst
+        self._dead: list[str] = []
+        self._threads: list[threading.Thread] = []
+        self._loops: list[threading.Thread] = []
+        self._reported = 0.0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every loop is alive and turning; says nothing about the database."""
+        now = time.monotonic()
+        late = [w.queue for w in self.workers if now - w.last_turn > w.options.cycle_seconds + 60]
+        return not self._dead and not late and now - self.keeper.last_tick < 60
+
+    def run(self) -> int:
+        """Run until stopped; returns the exit code (see DESIGN, exit codes)."""
+        for worker in self.workers:
+            self._loops.append(self._start(worker.run, f"loop-{worker.queue}"))
+        self._start(self.keeper.run, "keeper")
+        if self._listen is not None:
+            self._start(self._listen, "listener")
+        code = self._watch()
+        events.emit("worker.stopping", signal=self.signals.number, code=code)
+        code = self._stop(code)
+        events.emit("worker.stopped", code=code)
+        return code
+
+    def _start(self, target: Callable[[], None], name: str) -> threading.Thread:
+        def supervised() -> None:
+            try:
+                target()
+            except BaseException as error:
+                # A loop that died must end the process: a worker without it looks alive and does nothing.
+                self._dead.append(name)
+                logger.opt(exception=error).critical("thread {} died", name)
+                self.signals.arrived.set()
+
+        thread = threading.Thread(target=supervised, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _watch(self) -> int:
+        """Wait for a reason to stop; returns the exit code it calls for."""
+        while True:
+            self.signals.arrived.wait(_TICK)
+            if self._dead:
+                return CRASHED
+            if self.signals.count:
+                return 0
+            self._tick()
+            if any(len(w.executor.stuck) >= w.executor.concurrency for w in self.workers):
+                events.emit("worker.stuck", queues=[w.queue for w in self.workers if w.executor.free <= 0])
+                return RECYCLED
+            if self._burst and all(worker.idle for worker in self.workers):
+                return 0
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._cut_stuck()
+        for worker in self.workers:
+            worker.executor.time_out(now)
+            worker.executor.give_back(overdue(worker, now))
+        if now - self._reported >= 5.0:
+            self._reported = now
+            self._report(self.healthy)
+
+    def _stop(self, code: int) -> int:
+        for worker in self.workers:
+            worker.stop()
+        asked = self.signals.count
+        if not self._settled(self._grace, asked):
+            for worker in self.workers:
+                worker.abandon(_RELEASED_DELAY)
+            hurried = self.signals.count > asked
+            self._settled(1.0 if hurried else 3.0, self.signals.count)
+            code = 128 + (self.signals.number or signal.SIGINT) if hurried else (code or GRACE_EXCEEDED)
+        self.keeper.stop()
+        for thread in self._threads:
+            thread.join(1.0)
+        for worker in self.workers:
+            worker.executor.close()
+        return CRASHED if self._dead else code
+
+    def _settled(self, seconds: float, asked: int) -> bool:
+        """Wait until the loops have settled all they hold; False after `seconds` or at another signal."""
+        end = time.monotonic() + seconds
+        while any(loop.is_alive() for loop in self._loops):
+            if time.monotonic() > end or self.signals.count > asked:
+                return False
+            self._tick()
+            for loop in self._loops:
+                loop.join(0.05)
+        return True

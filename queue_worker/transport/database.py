@@ -1,0 +1,52 @@
+"""Where the database is, and the connections a process opens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from queue_worker.transport.postgres import PostgresListener, PostgresTransport, is_pooler
+from queue_worker.transport.transactions import TransactionPool
+
+
+class PostgresDatabase:
+    """Makes the connections of one process; opens none itself.
+
+    `conninfo` is asked at each connect. `pooler`: None looks at the port. `pool_size` bounds the connections of
+    handlers.
+    """
+
+    name = "postgres"
+
+    def __init__(self, conninfo: Callable[[], str], *, pooler: bool | None = None, pool_size: int = 4) -> None:
+        self.conninfo = conninfo
+        self.pooler = is_pooler(conninfo()) if pooler is None else pooler
+        self.pool = TransactionPool(conninfo, pooler=self.pooler, size=pool_size)
+        self._opened: list[PostgresTransport] = []
+
+    @property
+    def description(self) -> str:
+        """One word or two for the start-up line."""
+        return "postgres (transaction pooler)" if self.pooler else "postgres"
+
+    def transport(self, *, receipts: bool = False) -> PostgresTransport:
+        """Return a transport with a connection of its own; `receipts` for the engine's calls."""
+        transport = PostgresTransport(self.conninfo, pooler=self.pooler, receipts=receipts)
+        self._opened.append(transport)
+        return transport
+
+    def listener(self) -> PostgresListener | None:
+        """Return a listener, or None where NOTIFY cannot arrive."""
+        return None if self.pooler else PostgresListener(self.conninfo)
+
+    def cut_stuck(self, seconds: float) -> int:
+        """Abort calls that have waited for an answer longer than `seconds`; returns how many."""
+        stuck = [transport for transport in self._opened if transport.stuck_for > seconds]
+        for transport in stuck:
+            transport.abort()
+        return len(stuck)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for transport in self._opened:
+            transport.close()
+        self.pool.close()

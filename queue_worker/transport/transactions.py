@@ -1,0 +1,185 @@
+"""Short transactions for handlers: plain calls, and the transaction that ends with its message settled."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from queue_worker.errors import LeaseLost, TransportUnavailable
+from queue_worker.message import Receipt
+from queue_worker.transport import BigInts, Ints, Rows, Stamps
+from queue_worker.transport.postgres import connect, run, translate
+
+_WAIT = 10.0
+"""How long a handler waits for a free connection, in seconds."""
+
+_RESOLVE = 30.0
+"""How long the outcome of a COMMIT without an answer is asked for, in seconds."""
+
+
+class PostgresTransaction:
+    """An open transaction; implements `processor.Transaction`."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+
+    def execute(self, query: Any, params: Any = None) -> psycopg.Cursor[Any]:
+        """Run one statement; returns its cursor."""
+        return self._connection.execute(query, params)
+
+    def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Call one SQL function with named arguments; returns its rows."""
+        return run(self._connection, function, params).dicts()
+
+
+class TransactionPool:
+    """Connections for handlers, opened on first use and given up when idle.
+
+    `size` is the most that are open at a time.
+    """
+
+    def __init__(self, conninfo: Callable[[], str], *, pooler: bool, size: int) -> None:
+        self._conninfo = conninfo
+        self._pooler = pooler
+        self._size = size
+        self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
+        self._opening = threading.Lock()
+
+    def call(self, function: str, params: Mapping[str, Any]) -> Rows:
+        """Call one function in a transaction of its own; raises TransportUnavailable or CallRefused."""
+        with self._borrow() as connection:
+            try:
+                rows = run(connection, function, params)
+                connection.commit()
+            except psycopg.Error as error:
+                raise translate(error, connection) from None
+            return rows
+
+    @contextmanager
+    def settling(self, queue: str, receipt: Receipt, on_success: str, seconds: float) -> Iterator[PostgresTransaction]:
+        """Run the block and settle the message as done, in one transaction.
+
+        `seconds` bounds how long the transaction may stand idle. Raises LeaseLost before the block when the receipt
+        is stale, or after it; TransportUnavailable when the connection went away and nothing was kept.
+        """
+        with self._borrow() as connection:
+            try:
+                # The row is locked first: what the block writes after this line cannot belong to a stale run.
+                transaction_id = _hold(connection, queue, receipt, seconds)
+                yield PostgresTransaction(connection)
+                _settle(connection, queue, receipt, on_success)
+            except psycopg.Error as error:
+                failure = translate(error, connection)
+                # Infrastructure and lost races (40001, 40P01) are ours and cost no attempt; the rest is the block's own.
+                if isinstance(failure, TransportUnavailable) or (error.sqlstate or "").startswith("40"):
+                    raise failure from None
+                raise
+            try:
+                connection.commit()
+            except psycopg.Error as error:
+                if not connection.closed:
+                    raise translate(error, connection) from None
+                if not self._committed(transaction_id):
+                    raise TransportUnavailable("the connection was lost, the transaction rolled back") from None
+
+    def _committed(self, transaction_id: str) -> bool:
+        """Ask what became of a COMMIT that was never answered; it is known or the question is asked again."""
+        end = time.monotonic() + _RESOLVE
+        while True:
+            try:
+                with connect(self._conninfo(), pooler=self._pooler) as connection:
+                    row = connection.execute("select pg_xact_status(%s::xid8)", [transaction_id]).fetchone()
+                if row is not None and row[0] != "in progress":
+                    return bool(row[0] == "committed")
+            except (psycopg.Error, TransportUnavailable):
+                pass
+            if time.monotonic() > end:
+                raise TransportUnavailable("the outcome of a COMMIT is unknown: its answer was lost") from None
+            threading.Event().wait(0.2)
+
+    @contextmanager
+    def _borrow(self) -> Iterator[psycopg.Connection[Any]]:
+        pool = self._open()
+        try:
+            connection = pool.getconn(timeout=_WAIT)
+        except (PoolTimeout, PoolClosed, psycopg.OperationalError) as error:
+            raise TransportUnavailable(f"no connection for a transaction within {_WAIT:.0f} s: {error}") from None
+        try:
+            yield connection
+        except BaseException:
+            with suppress(psycopg.Error):
+                connection.rollback()
+            raise
+        finally:
+            pool.putconn(connection)
+
+    def _open(self) -> ConnectionPool[psycopg.Connection[Any]]:
+        with self._opening:
+            if self._pool is None:
+                pool = ConnectionPool(
+                    connection_class=_connection_class(self._conninfo, self._pooler),
+                    min_size=0,
+                    max_size=self._size,
+                    max_idle=60.0,
+                    num_workers=1,
+                    open=False,
+                    # A connection that died while it lay idle costs no handler an attempt.
+                    check=ConnectionPool.check_connection,
+                )
+                pool.open()
+                self._pool = pool
+            return self._pool
+
+    def close(self) -> None:
+        """Close all connections; waits a moment for those in use."""
+        with self._opening:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close(timeout=2.0)
+
+
+def _connection_class(conninfo: Callable[[], str], pooler: bool) -> type[psycopg.Connection[Any]]:
+    class Opened(psycopg.Connection[Any]):
+        """Opens through `connect`, so that pooled connections are set up like all others."""
+
+        @classmethod
+        def connect(cls, *_args: Any, **_kwargs: Any) -> psycopg.Connection[Any]:  # type: ignore[override]
+            try:
+                return connect(conninfo(), pooler=pooler, autocommit=False)
+            except TransportUnavailable as error:
+                raise psycopg.OperationalError(str(error)) from None
+
+    return Opened
+
+
+def _hold(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, seconds: float) -> str:
+    row = connection.execute(
+        "select queue_worker.hold(%s, %s, %s, %s), pg_current_xact_id()::text,"
+        " set_config('idle_in_transaction_session_timeout', %s, true)",
+        [queue, receipt.msg_id, receipt.read_ct, receipt.enqueued_at, str(max(1, int(seconds * 1000)))],
+    ).fetchone()
+    if row is None or not row[0]:
+        raise LeaseLost(f"message {receipt.msg_id} of queue {queue!r} belongs to another worker")
+    return str(row[1])
+
+
+def _settle(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, on_success: str) -> None:
+    missed = run(
+        connection,
+        "queue_worker.settle",
+        {
+            "queue": queue,
+            "done_ids": BigInts([receipt.msg_id]),
+            "done_cts": Ints([receipt.read_ct]),
+            "done_ats": Stamps([receipt.enqueued_at]),
+            "on_success": on_success,
+        },
+    )
+    if missed.rows:
+        raise LeaseLost(f"message {receipt.msg_id} of queue {queue!r} was lost during its transaction")
