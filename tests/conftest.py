@@ -1,0 +1,110 @@
+"""Fixtures that every test may use: a real Postgres, a fresh database, a clean environment, and a leak check."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from queue_worker import embedded, migrate
+from tests.helpers import child_processes, wait_until
+
+_OURS = ("QUEUE_WORKER_", "SMTP_", "DB_", "SUPABASE_", "STRIPE_")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the developer's shell or `.env` reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(_OURS) or name in ("DATABASE_URL", "PORT"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """A test that leaves a thread or a child process behind fails."""
+    threads, children = set(threading.enumerate()), child_processes()
+    yield
+    wait_until(
+        lambda: not {t for t in threading.enumerate() if t.is_alive()} - threads,
+        10,
+        lambda: f"threads left behind: {set(threading.enumerate()) - threads}",
+    )
+    wait_until(
+        lambda: not child_processes() - children,
+        10,
+        lambda: f"processes left behind: {child_processes() - children}",
+    )
+
+
+def _shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of a run under xdist."""
+    base = factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.EmbeddedServer]:
+    """The one Postgres of a test run; crash safety is off, tests that crash Postgres start their own."""
+    settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
+    with embedded.ensure(_shared_folder(tmp_path_factory) / "postgres", settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(server: embedded.EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database with pgmq and all migrations, for cloning."""
+    with (_shared_folder(tmp_path_factory) / "template.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with psycopg.connect(server.url, autocommit=True) as admin:
+            if not admin.execute("select 1 from pg_database where datname = 'template_done'").fetchone():
+                admin.execute("create database template_new")
+                migrate.up(url_of(server, "template_new"))
+                admin.execute("alter database template_new rename to template_done")
+    return "template_done"
+
+
+def url_of(server: embedded.EmbeddedServer, database: str) -> str:
+    """Return the URL of another database of the server."""
+    return server.url.replace("/postgres?", f"/{database}?")
+
+
+def _database(server: embedded.EmbeddedServer, template: str | None) -> Iterator[str]:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute(f"create database {name}" + (f" template {template}" if template else ""))
+        yield url_of(server, name)
+        # Whoever is still connected leaked its connection.
+        count = "select count(*) from pg_stat_activity where datname = %s and backend_type = 'client backend'"
+        wait_until(
+            lambda: admin.execute(count, [name]).fetchone() == (0,),
+            10,
+            lambda: f"connections left open: {admin.execute(count, [name]).fetchone()}",
+        )
+        admin.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def dsn(server: embedded.EmbeddedServer, template: str) -> Iterator[str]:
+    """A fresh database with pgmq and the schema; its URL."""
+    yield from _database(server, template)
+
+
+@pytest.fixture
+def empty_dsn(server: embedded.EmbeddedServer) -> Iterator[str]:
+    """A fresh database with nothing in it; its URL."""
+    yield from _database(server, None)
+
+
+@pytest.fixture
+def db(dsn: str) -> Iterator[psycopg.Connection[tuple]]:
+    """An autocommit connection to the test's database."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
