@@ -171,12 +171,14 @@ declare
     done bigint[];
     troubled boolean;
 begin
-    -- EXECUTE: a static plan would keep the shape of the empty table it was first planned on.
+    -- EXECUTE: a static plan would keep the shape of the empty table it was first planned on. `= any ($1)` says the
+    -- same as the join once more, and keeps the primary key in the plan where a hash join would read the table.
     if on_success = 'delete' then
         execute pg_catalog.format(
             'with d as (
                  delete from pgmq.%1$I m using unnest($1, $2, $3) r (msg_id, read_ct, enqueued_at)
-                 where m.msg_id = r.msg_id and m.read_ct = r.read_ct and m.enqueued_at = r.enqueued_at
+                 where m.msg_id = any ($1)
+                   and m.msg_id = r.msg_id and m.read_ct = r.read_ct and m.enqueued_at = r.enqueued_at
                  returning m.msg_id, m.read_ct)
              select pg_catalog.array_agg(d.msg_id), coalesce(pg_catalog.bool_or(d.read_ct > 1), false) from d',
             'q_' || settle_done.queue)
@@ -185,7 +187,8 @@ begin
         execute pg_catalog.format(
             'with d as (
                  delete from pgmq.%1$I m using unnest($1, $2, $3) r (msg_id, read_ct, enqueued_at)
-                 where m.msg_id = r.msg_id and m.read_ct = r.read_ct and m.enqueued_at = r.enqueued_at
+                 where m.msg_id = any ($1)
+                   and m.msg_id = r.msg_id and m.read_ct = r.read_ct and m.enqueued_at = r.enqueued_at
                  returning m.msg_id, m.read_ct, m.enqueued_at, m.vt, m.message, m.headers),
              a as (
                  insert into pgmq.%2$I (msg_id, read_ct, enqueued_at, vt, message, headers)
@@ -503,7 +506,7 @@ declare
     -- One reading of the clock: vt <= clock_timestamp() could not use the index, the function is volatile.
     read_at timestamptz := pg_catalog.clock_timestamp();
     candidates tid[];
-    troubled boolean;
+    claimed boolean;
     item queue_worker_data.turn;
     due timestamptz;
 begin
@@ -513,26 +516,32 @@ begin
         return next item;
         return;
     end if;
-    execute pg_catalog.format(
-        'select pg_catalog.array_agg(c.ctid), coalesce(pg_catalog.bool_or(c.read_ct > 0), false) from (
-             select m.ctid, m.read_ct from pgmq.%I m where m.vt <= $1 order by m.vt limit $2
-             for update skip locked) c', 'q_' || claim.queue)
-        into candidates, troubled using read_at, max_count;
-    if candidates is not null then
-        if troubled then
+    -- One statement for the healthy case: it updates nothing if a candidate was claimed before. The array of ctid
+    -- keeps the update on the rows that were locked, in index order, whatever the planner believes of the table.
+    return query execute pg_catalog.format(
+        'with c as materialized (
+             select m.ctid as tid, m.read_ct from pgmq.%1$I m where m.vt <= $1 order by m.vt limit $2
+             for update skip locked)
+         update pgmq.%1$I m set vt = $1 + pg_catalog.make_interval(secs => $3), read_ct = m.read_ct + 1
+         where m.ctid = any (array(select c.tid from c where not exists (select from c x where x.read_ct > 0)))
+         returning ''job''::text, m.msg_id, m.read_ct, m.enqueued_at, m.message::text, m.headers::text,
+                   0, 0, null::text', 'q_' || claim.queue)
+        using read_at, max_count, claim.lease_seconds;
+    claimed := found;
+    if not claimed then
+        execute pg_catalog.format(
+            'select pg_catalog.array_agg(c.ctid) from (
+                 select m.ctid from pgmq.%I m where m.vt <= $1 order by m.vt limit $2 for update skip locked) c',
+            'q_' || claim.queue)
+            into candidates using read_at, max_count;
+        if candidates is not null then
             return query select * from queue_worker_data.claim_troubled(claim.queue, candidates, read_at, max_count,
                 claim.lease_seconds, suspects, max_lost, claim.worker);
-        else
-            return query execute pg_catalog.format(
-                'update pgmq.%I m set vt = $2 + pg_catalog.make_interval(secs => $3), read_ct = m.read_ct + 1
-                 where m.ctid = any ($1)
-                 returning ''job''::text, m.msg_id, m.read_ct, m.enqueued_at, m.message::text, m.headers::text,
-                           0, 0, null::text', 'q_' || claim.queue)
-                using candidates, read_at, claim.lease_seconds;
+            claimed := true;
         end if;
-        if claim.sleep then
-            delete from queue_worker_data.sleepers s where s.queue = claim.queue and s.worker = claim.worker;
-        end if;
+    end if;
+    if claimed and claim.sleep then
+        delete from queue_worker_data.sleepers s where s.queue = claim.queue and s.worker = claim.worker;
     elsif claim.sleep then
         insert into queue_worker_data.sleepers as s (queue, worker, until)
             values (claim.queue, claim.worker, read_at + interval '90 seconds')
