@@ -19,7 +19,7 @@ from queue_worker.suspects import ALONE, NONE, SuspectGate
 _PREFETCH_SECONDS = 0.25
 """How much work may wait for a thread: enough to hide a round trip, too little to age a lease."""
 
-_GOING_TO_SLEEP = (0.02, 0.1, 0.5)
+_GOING_TO_SLEEP = (0.02, 0.02, 0.1, 0.5)
 """Pauses after the last message, in seconds: a sender that did not see us asleep yet is met by polling."""
 
 _RECONNECT_CAP = 1.0
@@ -130,7 +130,7 @@ class QueueWorker:
             self.last_turn = self._now()
             return 0.25 if blocked and not self._stopping else self.options.cycle_seconds
         level = self._gate.ask(self.queue) if count else NONE
-        sleep = self.listening and self.empty_claims > 0
+        sleep = self.listening and (self.empty_claims > 0 or self.executor.unfinished == 0)
         sent = self._now()
         batch = self._unsent
         try:

@@ -44,6 +44,13 @@ def no_leaks() -> Iterator[None]:
     )
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The last one out stops the server and deletes its data, wherever the launcher put them."""
+    if not hasattr(session.config, "workerinput"):
+        factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+        embedded.stop(factory.getbasetemp() / "postgres", delete=True)
+
+
 def _shared_folder(factory: pytest.TempPathFactory) -> Path:
     """One folder for all workers of a run under xdist."""
     base = factory.getbasetemp()
