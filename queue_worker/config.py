@@ -102,11 +102,6 @@ class Settings(Fields):
                 " or QUEUE_WORKER_EMBEDDED=1 for the embedded Postgres"
             )
 
-    def require_api_token(self) -> None:
-        """Raise ConfigError if the HTTP API would listen beyond this machine without a token."""
-        if self.host not in ("127.0.0.1", "::1", "localhost") and not self.api_token:
-            raise ConfigError(f"QUEUE_WORKER_HOST={self.host} needs QUEUE_WORKER_API_TOKEN; without one use 127.0.0.1")
-
     def options_for(self, queue: str, decorator: Mapping[str, Any] = _NOTHING) -> QueueOptions:
         """Return the options of `queue`, where `decorator` holds what `@app.processor` set.
 

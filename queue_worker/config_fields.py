@@ -94,7 +94,6 @@ class Fields(BaseSettings):
 
     app: str | None = Field(None, description="The user's app as module:name, for example mypkg.jobs:app")
     only: Names = Field((), description="Run these queues only, for example email,reports (empty: all)")
-    processes: int = Field(1, ge=1, le=64, description="Worker processes")
     burst: bool = Field(False, description="Stop when the queues are empty")
     migrate: bool = Field(False, description="Apply missing migrations at the start")
     grace_seconds: float = Field(
@@ -111,11 +110,6 @@ class Fields(BaseSettings):
     log_format: Annotated[Literal["human", "json", "auto"], BeforeValidator(_lower)] = Field(
         "human", description="human, json, or auto: human on a terminal, json otherwise"
     )
-
-    port: int = _bare("PORT", 3001, "Port of the HTTP API and the dashboard", ge=1, le=65535)
-    host: str = Field("127.0.0.1", description="Address the HTTP API binds; anything but loopback needs a token")
-    api_token: SecretStr | None = Field(None, description="Bearer token of the HTTP API; at least 16 characters")
-    with_api: bool = Field(False, description="Serve the HTTP API from the worker process too")
 
     smtp_host: str | None = _bare("SMTP_HOST", None, "Mail server; empty: mails become .eml files in the outbox folder")
     smtp_port: int = _bare("SMTP_PORT", 587, "Port; 465 where SMTP_SECURE=true", ge=1, le=65535)
@@ -203,7 +197,7 @@ class Fields(BaseSettings):
             raise ValueError("must be one address such as hello@example.com")
         return value
 
-    @field_validator("smtp_from_name", "smtp_user", "smtp_host", "db_host", "db_user", "db_name", "host")
+    @field_validator("smtp_from_name", "smtp_user", "smtp_host", "db_host", "db_user", "db_name")
     @classmethod
     def _one_line(cls, value: str | None) -> str | None:
         if value and re.search(r"[\x00-\x1f\x7f\u2028\u2029]", value):
@@ -222,10 +216,3 @@ class Fields(BaseSettings):
     @classmethod
     def _function(cls, value: str) -> str:
         return _sql_name(value)
-
-    @field_validator("api_token")
-    @classmethod
-    def _token(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and len(value.get_secret_value()) < 16:
-            raise ValueError("must have at least 16 characters")
-        return value

@@ -67,7 +67,7 @@ def test_defaults_are_those_of_the_design() -> None:
     assert (options.max_attempts, options.retry, options.retry_jitter) == (6, "exponential", 0.0)
     assert (options.on_success, options.archive_days) == ("archive", 7)
     settings = load_settings()
-    assert (settings.grace_seconds, settings.stop_timeout, settings.port) == (25.0, 30.0, 3001)
+    assert (settings.grace_seconds, settings.stop_timeout) == (25.0, 30.0)
 
 
 def test_built_in_queues_have_defaults_of_their_own() -> None:
@@ -80,13 +80,13 @@ def test_built_in_queues_have_defaults_of_their_own() -> None:
 def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default(
     env: SetEnv, env_file: EnvFile
 ) -> None:
-    assert source_of(load_settings(), "PORT") == ("PORT", "3001", "default")
-    env_file("PORT=1001\n")
-    assert source_of(load_settings(), "PORT") == ("PORT", "1001", ".env")
-    env(PORT="1002")
-    assert source_of(load_settings(), "PORT") == ("PORT", "1002", "environment")
-    assert source_of(load_settings({"port": 1003}), "PORT") == ("PORT", "1003", "command line")
-    assert source_of(load_settings({"port": None}), "PORT").source == "environment"
+    assert source_of(load_settings(), "SMTP_PORT") == ("SMTP_PORT", "587", "default")
+    env_file("SMTP_PORT=1001\n")
+    assert source_of(load_settings(), "SMTP_PORT") == ("SMTP_PORT", "1001", ".env")
+    env(SMTP_PORT="1002")
+    assert source_of(load_settings(), "SMTP_PORT") == ("SMTP_PORT", "1002", "environment")
+    assert source_of(load_settings({"smtp_port": 1003}), "SMTP_PORT") == ("SMTP_PORT", "1003", "command line")
+    assert source_of(load_settings({"smtp_port": None}), "SMTP_PORT").source == "environment"
 
 
 def test_queue_options_take_the_first_of_all_sources(env: SetEnv, env_file: EnvFile) -> None:
@@ -149,9 +149,9 @@ def test_the_same_option_in_two_spellings_is_refused(env_file: EnvFile) -> None:
 
 
 def test_an_empty_variable_is_none(env: SetEnv, env_file: EnvFile) -> None:
-    env_file("PORT=1001\n")
-    env(PORT="", SMTP_HOST="", QUEUE_WORKER_LOG_LEVEL="")
-    assert load_settings().port == 1001
+    env_file("SMTP_PORT=1001\n")
+    env(SMTP_PORT="", SMTP_HOST="", QUEUE_WORKER_LOG_LEVEL="")
+    assert load_settings().smtp_port == 1001
     assert load_settings().log_level == "INFO"
 
 
@@ -163,25 +163,25 @@ def test_an_empty_string_on_the_command_line_takes_a_value_away(env: SetEnv) -> 
 
 
 def test_another_env_file_replaces_dot_env(env_file: EnvFile) -> None:
-    env_file("PORT=1001\n")
-    other = env_file("PORT=1002\n", "prod.env")
-    assert source_of(load_settings(env_file=other), "PORT") == ("PORT", "1002", "prod.env")
+    env_file("SMTP_PORT=1001\n")
+    other = env_file("SMTP_PORT=1002\n", "prod.env")
+    assert source_of(load_settings(env_file=other), "SMTP_PORT") == ("SMTP_PORT", "1002", "prod.env")
     assert "missing.env" in refusal(env_file=Path("missing.env"))
 
 
 def test_env_files_of_windows_are_read() -> None:
-    Path(".env").write_bytes(b"\xef\xbb\xbfPORT=1001\r\nQUEUE_WORKER_LOG_LEVEL=debug\r\n")
+    Path(".env").write_bytes(b"\xef\xbb\xbfSMTP_PORT=1001\r\nQUEUE_WORKER_LOG_LEVEL=debug\r\n")
     settings = load_settings()
-    assert (settings.port, settings.log_level) == (1001, "DEBUG")
+    assert (settings.smtp_port, settings.log_level) == (1001, "DEBUG")
 
 
 def test_a_folder_called_dot_env_is_no_settings_file() -> None:
     Path(".env").mkdir()
-    assert load_settings().port == 3001
+    assert load_settings().smtp_port == 587
 
 
 def test_a_file_that_is_not_text_is_named() -> None:
-    Path(".env").write_bytes(b"PORT=\xff\xfe\n")
+    Path(".env").write_bytes(b"SMTP_PORT=\xff\xfe\n")
     assert refusal() == ".env cannot be read: it is not UTF-8 text"
 
 
@@ -206,5 +206,5 @@ def test_folders_follow_the_state_folder_unless_they_are_set(env: SetEnv) -> Non
 def test_settings_cannot_be_changed_and_travel_to_child_processes() -> None:
     settings = load_settings({"concurrency": 9})
     with pytest.raises(ValueError, match="frozen"):
-        settings.port = 1
+        settings.smtp_port = 1
     assert pickle.loads(pickle.dumps(settings)).options_for("mine").concurrency == 9

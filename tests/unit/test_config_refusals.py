@@ -35,7 +35,7 @@ QUOTING = "holds a password with special characters: write @ as %40, / as %2F, ?
     [
         ("SMTP_PORT", "abc", "must be an integer between 1 and 65535"),
         ("SMTP_PORT", "0", "must be an integer between 1 and 65535"),
-        ("PORT", "70000", "must be an integer between 1 and 65535"),
+        ("SMTP_PORT", "70000", "must be an integer between 1 and 65535"),
         ("SMTP_SECURE", "perhaps", "must be true or false"),
         ("QUEUE_WORKER_EMBEDDED", "2", "must be true or false"),
         ("QUEUE_WORKER_POOLER", "maybe", "must be one of auto, yes, no"),
@@ -60,7 +60,6 @@ QUOTING = "holds a password with special characters: write @ as %40, / as %2F, ?
         ),
         ("QUEUE_WORKER_PAYMENTS_SOURCE", "f; drop", "must be a function as schema.function, without arguments"),
         ("QUEUE_WORKER_PAYMENTS_CURRENCIES", "EURO", "must be three-letter codes such as EUR,USD"),
-        ("QUEUE_WORKER_API_TOKEN", "short", "must have at least 16 characters"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_variable(name: str, value: str, rest: str, env: SetEnv) -> None:
@@ -81,7 +80,7 @@ def test_a_secret_under_a_wrong_name_is_not_shown(env: SetEnv) -> None:
 
 
 def test_several_wrong_values_are_told_at_once(env: SetEnv) -> None:
-    env(SMTP_PORT="x", PORT="y")
+    env(SMTP_PORT="x", DB_PORT="y")
     text = refusal()
     assert "SMTP_PORT must" in text
     assert "; SMTP_PORT" in text or "; PORT" in text
@@ -155,25 +154,6 @@ def test_a_wrong_decorator_option_is_named(decorator: dict[str, Any], line: str)
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "fine"),
-    [
-        ("127.0.0.1", "", True),
-        ("localhost", "", True),
-        ("0.0.0.0", "", False),
-        ("0.0.0.0", "x" * 16, True),
-    ],
-)
-def test_an_open_api_needs_a_token(host: str, token: str, fine: bool, env: SetEnv) -> None:
-    env(QUEUE_WORKER_HOST=host, QUEUE_WORKER_API_TOKEN=token)
-    settings = load_settings()
-    if fine:
-        settings.require_api_token()
-    else:
-        with pytest.raises(ConfigError, match=r"QUEUE_WORKER_HOST=0\.0\.0\.0 needs QUEUE_WORKER_API_TOKEN"):
-            settings.require_api_token()
-
-
-@pytest.mark.parametrize(
     ("values", "port", "secure", "warned"),
     [
         ({}, 587, False, False),
@@ -202,7 +182,7 @@ def test_an_unknown_variable_is_told_with_the_nearest_name(env: SetEnv, env_file
 
 @pytest.mark.parametrize(
     ("mode", "text", "warned"),
-    [(0o600, "SMTP_PASSWORD=x\n", False), (0o640, "SMTP_PASSWORD=x\n", True), (0o644, "PORT=3002\n", False)],
+    [(0o600, "SMTP_PASSWORD=x\n", False), (0o640, "SMTP_PASSWORD=x\n", True), (0o644, "DB_PORT=3002\n", False)],
 )
 def test_a_file_with_secrets_that_others_can_read_is_told(
     mode: int, text: str, warned: bool, env_file: EnvFile

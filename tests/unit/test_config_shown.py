@@ -25,9 +25,8 @@ SECRETS = {
     "SUPABASE_SERVICE_ROLE_KEY": "eyJhbGciOiJIUzI1NiJ9.c2VjcmV0.c2lnbmF0dXJl",
     "SMTP_PASSWORD": "hunter2-smtp",
     "QUEUE_WORKER_STRIPE_API_KEY": "sk_live_hunter2stripe",
-    "QUEUE_WORKER_API_TOKEN": "hunter2-token-0123456789",
 }
-PARTS = ("hunter2-dsn", "hunter2-smtp", "hunter2stripe", "hunter2-token", "c2VjcmV0")
+PARTS = ("hunter2-dsn", "hunter2-smtp", "hunter2stripe", "c2VjcmV0")
 
 SetEnv = Callable[..., None]
 EnvFile = Callable[..., Path]
@@ -134,11 +133,11 @@ def test_no_secret_is_shown_by_repr_or_explain(env: SetEnv) -> None:
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
 def test_no_secret_is_shown_by_an_error(name: str, env: SetEnv) -> None:
-    env(**SECRETS, PORT="x")
+    env(**SECRETS, SMTP_PORT="x")
     text = refusal()
-    env(PORT="1", QUEUE_WORKER_EMBEDDED="1")
+    env(SMTP_PORT="1", QUEUE_WORKER_EMBEDDED="1")
     text += refusal()
-    env(**dict.fromkeys(("PORT", "QUEUE_WORKER_RETRY", "SMTP_FROM_EMAIL", "SUPABASE_URL"), SECRETS[name]))
+    env(**dict.fromkeys(("SMTP_PORT", "QUEUE_WORKER_RETRY", "SMTP_FROM_EMAIL", "SUPABASE_URL"), SECRETS[name]))
     text += refusal()
     assert not [part for part in PARTS if part in text]
 
