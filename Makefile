@@ -1,0 +1,77 @@
+# Needs python3 (3.11 or newer, with venv) and make; everything else is installed into .venv by the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := embedded,api,stripe,pdf,otel,dev
+NPM_TOOLS := pm2@7.0.4
+PYTEST := $(BIN)/python -m pytest -n auto --cov --cov-fail-under=0
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full test-all coverage lint bench clean
+
+help:
+	@echo "make demo      embedded Postgres and all three queues at work, nothing else needed"
+	@echo "make test      the tests that need only what pip installs, with coverage"
+	@echo "make test-all  those, and the tests marked full (needs npm); coverage of both, at least 90 %"
+	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make bench     the benchmarks"
+	@echo "make clean     removes .venv and whatever the targets made"
+
+demo: .venv/.demo
+	@$(BIN)/queue-worker demo
+
+test: .venv/.dev
+	@$(BIN)/python -m coverage erase
+	$(PYTEST) --cov-report=term:skip-covered -m "not full"
+
+test-full: .venv/.dev .make/npm/.done
+	$(PYTEST) --cov-append --cov-report= -m full
+
+test-all: test test-full coverage
+
+# Workers that outlived a test run by a moment wrote their data after it.
+coverage: .venv/.dev
+	@$(BIN)/python -m coverage combine --append --quiet 2>/dev/null || true
+	$(BIN)/python -m coverage report
+
+lint: .venv/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	$(BIN)/python bench/drain.py
+	$(BIN)/python bench/pickup.py
+	$(BIN)/python bench/idle.py
+
+clean:
+	rm -rf .venv .make .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+
+# An earlier attempt that broke off may have left a .venv without pip.
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "queue-worker needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv \
+		|| { echo "no virtual environment: install venv for your Python (Debian: apt install python3-venv)" >&2; exit 1; }
+	@touch $@
+
+# Each stamp is written last, so that an installation that broke off is done again.
+.venv/.demo: .venv/.created pyproject.toml
+	@echo "Installing into .venv, which takes a minute the first time"
+	@$(BIN)/python -m pip install --quiet --editable ".[embedded,pdf]"
+	@touch $@
+
+.venv/.dev: .venv/.created pyproject.toml
+	@echo "Installing into .venv, which takes a minute the first time"
+	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	@touch .venv/.demo $@
+
+.make/npm/.done: Makefile
+	@command -v npm >/dev/null || { echo "the tests marked full need npm (Node.js 18 or newer)" >&2; exit 1; }
+	@mkdir -p .make/npm
+	@npm install --prefix .make/npm --no-audit --no-fund --loglevel=error $(NPM_TOOLS)
+	@touch $@
