@@ -1,0 +1,73 @@
+"""Settings of the e-mail processor; `service` fills them in, nothing here reads the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from queue_worker.errors import ConfigError
+from queue_worker.processors.email_address import Mailbox, check_line, parse_mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class EmailConfig:
+    """How mail leaves.
+
+    host: mail server; empty: each mail becomes an .eml file in `outbox_dir`.
+    secure: TLS from the first byte; else STARTTLS is required, see `plain_allowed`.
+    user, password: for AUTH; no AUTH without a user.
+    allow_plain: go on without TLS where the server does not offer it.
+    ca_file: PEM file of the only authority to trust (None: those of the system).
+    timeout_seconds: longest wait for one answer of the server.
+    final_seconds: longest wait for the answer to a whole message. RFC 5321 4.5.3.2.6 gives the server 10 minutes; who
+        gives up earlier sends twice what was accepted.
+    unknown: what happens to a mail that may have been sent: `resend` it (same Message-ID) or `hold` it for a person.
+    templates_dir: folder of templates that come before the shipped ones.
+    max_recipients: of one mail, over to, cc and bcc. max_attachment_bytes: of one mail, in all.
+    greylist_delay_seconds: delay of the first retries after 450 and 451.
+    """
+
+    host: str = ""
+    port: int = 587
+    secure: bool = False
+    user: str = ""
+    password: str = field(default="", repr=False)
+    from_email: str = ""
+    from_name: str = ""
+    allow_plain: bool = False
+    ca_file: Path | None = None
+    timeout_seconds: float = 60.0
+    final_seconds: float = 600.0
+    outbox_dir: Path = Path(".queue-worker/outbox")
+    unknown: Literal["resend", "hold"] = "resend"
+    templates_dir: Path | None = None
+    max_recipients: int = 50
+    max_attachment_bytes: int = 10_000_000
+    greylist_delay_seconds: float = 300.0
+
+    @property
+    def sender(self) -> Mailbox:
+        """The one From of all mails. Raises ConfigError where SMTP_FROM_EMAIL or SMTP_FROM_NAME cannot be used."""
+        address = self.from_email or ("" if self.host else "queue-worker@localhost")
+        try:
+            mailbox = parse_mailbox(address)
+        except ValueError as error:
+            raise ConfigError(f"SMTP_FROM_EMAIL: {error}") from None
+        try:
+            return mailbox._replace(name=check_line(self.from_name).strip() or mailbox.name)
+        except ValueError as error:
+            raise ConfigError(f"SMTP_FROM_NAME: {error}") from None
+
+    @property
+    def plain_allowed(self) -> bool:
+        """Whether a server without STARTTLS may be used: on this machine, or where the user said so."""
+        return self.allow_plain or _loopback(self.host)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
