@@ -19,7 +19,7 @@ LINES = {
     "worker.ready": ("INFO", "ready"),
     "worker.stopping": ("INFO", "stopping: running handlers may finish"),
     "worker.stopped": ("INFO", "stopped"),
-    "message.started": ("DEBUG", "started"),
+    "message.started": ("INFO", "started"),
     "message.done": ("INFO", "done"),
     "message.retried": ("WARNING", "failed, will run again"),
     "message.dead": ("ERROR", "dead letter"),
@@ -32,6 +32,8 @@ LINES = {
     "queue.missing": ("ERROR", "the queue does not exist in the database"),
     "queue.error": ("ERROR", "the database refused a call for this queue"),
     "queue.back": ("INFO", "the queue works again"),
+    "worker.stuck": ("ERROR", "every slot is held by a handler that outlived its time limit: recycling"),
+    "migrate": ("INFO", "migrate"),
     "keeper.error": ("WARNING", "leases could not be extended"),
 }
 """Level and text of each event's line; events that are not listed are written at DEBUG under their name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 MAX_TEXT = 4096
@@ -40,6 +41,17 @@ class Receipt(NamedTuple):
     enqueued_at: Any
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FROM_2000 = 946_684_800_000_000
+
+
+def _microseconds(stamp: Any) -> int:
+    """Return an opaque timestamp as microseconds since 1970, as SQL `redrive` counts them."""
+    if isinstance(stamp, bytes):
+        return int.from_bytes(stamp, "big", signed=True) + _FROM_2000
+    return (datetime.fromisoformat(str(stamp)) - _EPOCH) // timedelta(microseconds=1)
+
+
 @dataclass(slots=True)
 class Message:
     """One claimed message.
@@ -59,6 +71,20 @@ class Message:
     def attempt(self) -> int:
         """The attempt that runs now, from 1."""
         return self.failures + 1
+
+    @property
+    def key(self) -> str:
+        """A name of the work that stays the same over retries and redrives, for ledgers and idempotency keys.
+
+        The moment of the enqueue is part of it: a queue that was dropped and made again counts its ids from 1.
+        """
+        given = self.headers.get("key")
+        if isinstance(given, str) and given:
+            return given
+        name = f"{self.queue}:{self.receipt.msg_id}"
+        stamp = self.receipt.enqueued_at
+        # A message made by hand, for a test of a handler, was never enqueued.
+        return name if stamp is None else f"{name}:{_microseconds(stamp)}"
 
     @property
     def suspect(self) -> bool:

@@ -51,10 +51,10 @@ class Job(Generic[P]):
     """One run of one message, as its handler sees it.
 
     Attributes: `queue`, `msg_id`, `attempt` (from 1), `max_attempts`, `payload` (validated), `headers`, and
-    `key`: a name of the work that stays the same over retries and redrives, for ledgers and idempotency keys.
+    `key`: see `Message.key`.
     """
 
-    __slots__ = ("_context", "_settled", "attempt", "headers", "key", "max_attempts", "message", "msg_id", "note",
+    __slots__ = ("_context", "_settled", "attempt", "headers", "max_attempts", "message", "msg_id", "note",
                  "payload", "queue")
 
     def __init__(self, message: Message, payload: P, max_attempts: int, context: JobContext) -> None:
@@ -65,10 +65,14 @@ class Job(Generic[P]):
         self.max_attempts = max_attempts
         self.payload = payload
         self.headers = message.headers
-        self.key = str(message.headers.get("key") or f"{message.queue}:{message.receipt.msg_id}")
         self.note: dict[str, Any] = {}
         self._context = context
         self._settled = False
+
+    @property
+    def key(self) -> str:
+        """A name of the work that stays the same over retries and redrives, for ledgers and idempotency keys."""
+        return self.message.key
 
     def call(self, function: str, /, **params: Any) -> list[dict[str, Any]]:
         """Call one SQL function in a transaction of its own and return its rows as dictionaries.

@@ -1,0 +1,101 @@
+"""What the README shows is run here: its shell blocks in order, and their output compared with what it prints."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+import pytest
+
+from queue_worker import embedded
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.S | re.M)
+
+
+class Block(NamedTuple):
+    kind: str
+    note: str
+    text: str
+
+
+BLOCKS = [Block(kind, note.strip(), text) for kind, note, text in FENCE.findall((ROOT / "README.md").read_text())]
+
+
+def normal(text: str) -> list[str]:
+    """Lines without what differs from run to run, sorted: threads may change places."""
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", text)
+    text = re.sub(r"worker=\S+", "worker=W", text)
+    text = re.sub(r"seconds=\S+", "seconds=N", text)
+    return sorted(line.rstrip() for line in text.splitlines() if line.strip())
+
+
+def test_the_first_block_of_commands_is_the_two_that_do_all_the_setup() -> None:
+    commands = [block.text for block in BLOCKS if block.kind == "sh"][0]
+    assert [line.split("#")[0].strip() for line in commands.splitlines()] == ["make demo", "make test"]
+
+
+def test_every_block_that_is_not_run_says_why() -> None:
+    unrun = [block for block in BLOCKS if block.kind == "sh" and block.note]
+    assert unrun
+    assert all(re.fullmatch(r"not-run: \S.{10,}", block.note) for block in unrun)
+
+
+def test_python_blocks_are_valid() -> None:
+    for block in BLOCKS:
+        if block.kind == "python":
+            ast.parse(block.text)
+
+
+@pytest.fixture
+def shell(tmp_path: Path):
+    """Run a script in a fresh folder with `queue-worker` on the path and the README's jobs.py in place."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "queue-worker"
+    script.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+                      "from queue_worker.cli import main\nmain()\n")
+    script.chmod(0o755)
+    project = tmp_path / "project"
+    project.mkdir()
+    for block in BLOCKS:
+        if block.kind == "python" and block.note:
+            (project / block.note).write_text(block.text)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "QUEUE_WORKER_EMBEDDED": "1",
+                   "NO_COLOR": "1", "COLUMNS": "200"}
+
+    def run(text: str) -> str:
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", text], cwd=project, env=environment, timeout=100,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    yield run
+    embedded.stop(project / ".queue-worker", delete=True)
+
+
+def test_shell_blocks_run_in_order_and_print_what_the_readme_shows(shell) -> None:
+    compared = 0
+    for block, after in zip(BLOCKS, [*BLOCKS[1:], Block("", "", "")], strict=True):
+        if block.kind != "sh" or block.note:
+            continue
+        output = normal(shell(block.text))
+        if after.kind == "text":
+            compared += 1
+            shown = normal(after.text)
+            missing = [line for line in shown if line not in output]
+            assert not missing, f"the README shows {missing}, seen was {output}"
+    assert compared == 2
+
+
+def test_sql_blocks_run(db: psycopg.Connection[tuple]) -> None:
+    db.execute("select queue_worker.create_queue('welcome'); create table public.users (id int)")
+    for block in BLOCKS:
+        if block.kind == "sql":
+            db.execute(block.text)
+    assert db.execute("select count(*) from pgmq.q_welcome").fetchone() == (2,)
