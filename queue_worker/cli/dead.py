@@ -1,0 +1,141 @@
+"""Commands about dead letters: dead list, dead show, retry, clear."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from queue_worker.cli import common
+from queue_worker.cli.application import load_app
+from queue_worker.cli.common import AsJson, QueueName
+from queue_worker.cli.database import Operator, database
+from queue_worker.cli.output import first_line, print_fields, print_json, print_table
+from queue_worker.cli.values import ids, one_id
+from queue_worker.config import Settings
+from queue_worker.errors import ConfigError, UsageError
+from queue_worker.transport import BigInts
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = common.group("dead", "Look at dead letters: messages that were given up.")
+    common.command(group, "list")(list_dead)
+    common.command(group, "show")(show_dead)
+    common.command(app, "retry")(retry)
+    common.command(app, "clear")(clear)
+
+
+def list_dead(
+    queue: QueueName,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Show so many, newest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List the dead letters of a queue, newest first."""
+    with database(common.settings()) as operator:
+        state = operator.queue(queue)
+        rows = operator.call("list_dead", queue=queue, max_count=limit)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        print(f"queue {queue!r} has no dead letters")
+        return
+    columns = ("dead_id", "msg_id", "attempts", "reason", "dead_at")
+    print_table((*columns, "error"), [(*(row[column] for column in columns), first_line(row["error"])) for row in rows])
+    if state["dead"] > len(rows):
+        print(f"{len(rows)} of {state['dead']}; --limit shows more")
+
+
+def show_dead(
+    queue: QueueName,
+    dead_id: Annotated[str, typer.Argument(metavar="DEAD_ID", help="Its dead_id.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show one dead letter with its payload and its error."""
+    number = one_id(dead_id)
+    with database(common.settings()) as operator:
+        [row] = _named(operator, queue, [number])
+    if as_json:
+        print_json(row)
+    else:
+        print_fields({name: value for name, value in row.items() if value is not None})
+
+
+def _named(operator: Operator, queue: str, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the dead letters with these ids; raises UsageError where one is not there."""
+    operator.queue(queue)
+    rows = operator.call("list_dead", queue=queue, dead_ids=BigInts(numbers), max_count=len(numbers))
+    missing = sorted(set(numbers) - {row["dead_id"] for row in rows})
+    if missing:
+        raise UsageError(
+            f"queue {queue!r} has no dead letter {', '.join(map(str, missing[:10]))};"
+            f" `queue-worker dead list {queue}` shows those it has"
+        )
+    return rows
+
+
+def retry(
+    queue: QueueName,
+    dead_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DEAD_ID]...", help="Which (default: all of the queue).", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send dead letters again, with all their attempts anew."""
+    settings = common.settings()
+    numbers = ids(dead_ids or [])
+    with database(settings) as operator:
+        if numbers:
+            _named(operator, queue, numbers)
+        else:
+            operator.queue(queue)
+        count = operator.value("redrive", queue=queue, dead_ids=BigInts(numbers) if numbers else None)
+    attempts, delays = _policy(settings, queue)
+    if as_json:
+        print_json({"queue": queue, "retried": count, "max_attempts": attempts, "delays": delays})
+    elif count == 0:
+        print(f"queue {queue!r} has no dead letters")
+    else:
+        from queue_worker.log_events import series_text
+
+        letters = "1 dead letter" if count == 1 else f"{count} dead letters"
+        runs = "1 attempt" if attempts == 1 else f"up to {attempts} attempts"
+        print(f"{letters} of queue {queue!r} sent again: {runs} each, {series_text(delays)}")
+
+
+def _policy(settings: Settings, queue: str) -> tuple[int, list[float]]:
+    """Return the attempts and delays of a queue, by the settings and the app that this command sees."""
+    from queue_worker.retry import RetryPolicy
+
+    try:
+        processor = load_app(settings.app).processors.get(queue)
+    except ConfigError:
+        # The app may live on the worker's machine only.
+        processor = None
+    options = settings.options_for(queue, processor.options if processor else {})
+    return options.max_attempts, RetryPolicy.from_options(options).series()
+
+
+def clear(
+    queue: QueueName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete the dead letters of a queue for good."""
+    with database(common.settings()) as operator:
+        count = operator.queue(queue)["dead"]
+        letters = "1 dead letter" if count == 1 else f"{count} dead letters"
+        if count == 0:
+            print(f"queue {queue!r} has no dead letters")
+            return
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(f"clear deletes {letters} of queue {queue!r} for good: say so with --yes")
+            if not typer.confirm(f"Delete {letters} of queue {queue!r} for good?", err=True):
+                print("nothing deleted")
+                return
+        gone = operator.value("discard", queue=queue)
+    print(f"{gone} deleted from queue {queue!r}")

@@ -1,0 +1,99 @@
+"""`queue-worker send`: puts messages into a queue."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from queue_worker.cli import common
+from queue_worker.cli.common import AsJson, QueueName
+from queue_worker.cli.database import database
+from queue_worker.cli.output import print_json
+from queue_worker.cli.values import duration, instant, json_text, json_type, parse_json, queue_name
+from queue_worker.errors import UsageError
+
+_BATCH = 'an array such as [{"payload": {"id": 1}, "delay_seconds": 5}, ...]'
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    common.command(app, "send")(send)
+
+
+def send(
+    queue: QueueName,
+    payload: Annotated[
+        str,
+        typer.Argument(
+            metavar="JSON|-|@FILE", help="The payload, - for standard input, @FILE for a file.", show_default=False
+        ),
+    ],
+    delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Due after 10s, 5m, 1h, 2d.")] = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="ISO", help="Due at 2030-01-31T18:00Z.")] = None,
+    batch: Annotated[bool, typer.Option("--batch", help=f"Send many: {_BATCH}")] = False,
+    max_attempts: Annotated[
+        int | None, typer.Option("--max-attempts", min=1, max=1000, help="Runs before it becomes a dead letter.")
+    ] = None,
+    retry_delay: Annotated[
+        str | None, typer.Option("--retry-delay", metavar="TIME", help="Pause before each retry.")
+    ] = None,
+    timeout: Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Time limit of one run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a message and print its id."""
+    queue_name(queue)
+    if delay is not None and at is not None:
+        raise UsageError("give --delay or --at, not both")
+    options: dict[str, Any] = {
+        "delay_seconds": duration(delay, "--delay") if delay is not None else None,
+        "run_at": instant(at, "--at") if at is not None else None,
+        "max_attempts": max_attempts,
+        "retry_delay_seconds": duration(retry_delay, "--retry-delay") if retry_delay is not None else None,
+        "timeout_seconds": duration(timeout, "--timeout") if timeout is not None else None,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    text, source = json_text(payload)
+    value = parse_json(text, source)
+    if batch:
+        _send_batch(queue, _messages(value, options), as_json)
+        return
+    if not isinstance(value, dict):
+        hint = "; --batch sends an array of messages" if isinstance(value, list) else ""
+        raise UsageError(f'{source} must be a JSON object such as {{"id": 1}}, not {json_type(value)}{hint}')
+    with database(common.settings()) as operator:
+        sent = operator.value("send", queue=queue, payload=value, **options)
+    if as_json:
+        print_json({"queue": queue, "id": sent})
+    else:
+        print(sent)
+
+
+def _messages(value: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of a batch; options of the command line stand behind those of a message."""
+    if not isinstance(value, list):
+        raise UsageError(f"--batch takes {_BATCH}, not {json_type(value)}")
+    if "run_at" in options:
+        options = {**options, "run_at": options["run_at"].isoformat()}
+    messages = []
+    for number, one in enumerate(value):
+        if not isinstance(one, dict) or "payload" not in one:
+            what = "an object without payload" if isinstance(one, dict) else json_type(one)
+            raise UsageError(f"messages[{number}] is {what}; --batch takes {_BATCH}")
+        due = ("delay_seconds", "run_at") if "delay_seconds" in one or "run_at" in one else ()
+        messages.append({**{name: item for name, item in options.items() if name not in due}, **one})
+    return messages
+
+
+def _send_batch(queue: str, messages: list[dict[str, Any]], as_json: bool) -> None:
+    with database(common.settings()) as operator:
+        if messages:
+            rows = operator.call("send_batch", queue=queue, messages=messages)
+        else:
+            operator.queue(queue)
+            rows = []
+    ids = [next(iter(row.values())) for row in rows]
+    if as_json:
+        print_json({"queue": queue, "ids": ids})
+    elif ids:
+        print("\n".join(map(str, ids)))

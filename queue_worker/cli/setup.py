@@ -1,0 +1,75 @@
+"""Commands about the installation: migrate, config, health."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from queue_worker.cli import common
+from queue_worker.cli.common import AsJson
+from queue_worker.cli.failure import FAILED, say
+from queue_worker.cli.output import print_json, print_table
+from queue_worker.errors import ConfigError, UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    common.command(app, "migrate")(migrate)
+    common.command(app, "config")(config)
+    common.command(app, "health")(health)
+
+
+def migrate(
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the schema is current.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    print_sql: Annotated[bool, typer.Option("--print", help="Print one SQL script, for an SQL editor.")] = False,
+) -> None:
+    """Bring pgmq and the schema queue_worker into the database."""
+    from queue_worker import migrate as runner
+
+    if check + dry_run + print_sql > 1:
+        raise UsageError("give one of --check, --dry-run and --print")
+    if print_sql:
+        print(runner.print_sql(), end="")
+        return
+    from queue_worker.service import conninfo_of
+
+    # The share of an embedded server lasts as long as this object.
+    conninfo = conninfo_of(common.settings())
+    address = conninfo()
+    if dry_run:
+        steps = runner.dry_run(address)
+        print("\n".join(steps or ["nothing to do: the schema is current"]))
+        return
+    if not check:
+        runner.up(address, report=lambda line: print(line, flush=True))
+    status = runner.check(address)
+    runner.require(status)
+    print(f"the schema is at version {status.current}, which is current")
+
+
+def config(as_json: AsJson = False) -> None:
+    """Print each setting with its value and source, secrets masked."""
+    settings = common.settings(warn=True)
+    lines = settings.explain()
+    if as_json:
+        print_json([line._asdict() for line in lines])
+    else:
+        print_table(("setting", "value", "source"), lines)
+    try:
+        settings.require_database()
+    except ConfigError as error:
+        say(f"warning: {error}")
+
+
+def health(as_json: AsJson = False) -> int:
+    """Say whether the workers here are well; asks no database."""
+    from queue_worker.health import look
+
+    well, line = look(common.settings().state_dir)
+    if as_json:
+        print_json({"healthy": well, "detail": line})
+    else:
+        print(line)
+    return 0 if well else FAILED
