@@ -64,7 +64,8 @@ class Broker:
         self._fixed = {"lease_seconds": float(lease_seconds), "max_lost": max_lost, "worker": worker}
         self._on_success = on_success
 
-    def turn(self, settlements: Sequence[Settlement], max_count: int, *, suspects: int = 0, sleep: bool = False) -> Turn:
+    def turn(self, settlements: Sequence[Settlement], max_count: int, *, suspects: int = 0,
+             sleep: bool = False) -> Turn:
         """Settle what has ended and claim up to `max_count` messages, in one round trip.
 
         `suspects`: 0 takes none, 1 one beside other work, 2 one alone. Raises TransportUnavailable (then the same
@@ -158,11 +159,11 @@ def extend(transport: Transport, queue: str, receipts: Sequence[Receipt], lease_
 class DatabaseContext:
     """What a job can do to the database; implements `processor.JobContext` for one queue over psycopg."""
 
-    def __init__(self, pool: TransactionPool, on_success: str, timeout_seconds: float,
+    def __init__(self, pool: TransactionPool, on_success: str, timeout_for: Callable[[Message], float],
                  cancelled: Callable[[Job[Any]], bool]) -> None:
         self._pool = pool
         self._on_success = on_success
-        self._timeout = timeout_seconds
+        self._timeout_for = timeout_for
         self._cancelled = cancelled
 
     def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -172,7 +173,8 @@ class DatabaseContext:
     @contextmanager
     def transaction(self, job: Job[Any]) -> Iterator[Transaction]:
         """See `Job.transaction`."""
-        with self._pool.settling(job.queue, job.message.receipt, self._on_success, self._timeout) as transaction:
+        seconds = self._timeout_for(job.message)
+        with self._pool.settling(job.queue, job.message.receipt, self._on_success, seconds) as transaction:
             yield transaction
         job.mark_settled()
 

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from queue_worker import events
-from queue_worker.message import ACK, DeadLetter, Message, Outcome, Release, Retry
+from queue_worker.message import ACK, DeadLetter, Message, Outcome, Receipt, Release, Retry
 from queue_worker.processor import Job, JobContext, Processor
 from queue_worker.retry import RetryPolicy
 
@@ -21,11 +21,12 @@ from queue_worker.retry import RetryPolicy
 class Run:
     """One claimed message on its way through the process.
 
-    `deadline` is when the lease ends by the local monotonic clock, counted from the moment the claim was sent, so it
-    is never too late. `settled`: the handler's transaction has settled the message already.
+    `lost`: the lease is known to have ended, the handler has been told to stop. `deadline` is when the lease ends by
+    the local monotonic clock, counted from the moment the claim was sent, so it is never too late. `settled`: the
+    handler's transaction has settled the message already.
     """
 
-    __slots__ = ("claimed", "deadline", "job", "lost", "message", "outcome", "seconds", "settled", "started", "thread")
+    __slots__ = ("claimed", "deadline", "job", "lost", "message", "outcome", "seconds", "settled", "started")
 
     def __init__(self, message: Message, claimed: float, deadline: float) -> None:
         self.message = message
@@ -37,7 +38,6 @@ class Run:
         self.settled = False
         self.lost = False
         self.job: Job[Any] | None = None
-        self.thread: int | None = None
 
 
 class Executor:
@@ -81,7 +81,7 @@ class Executor:
         """Hand over claimed messages; each ends in `finished` exactly once."""
         with self._lock:
             self._unfinished += len(runs)
-        while len(self._threads) < min(self.concurrency, self._unfinished):
+        while len(self._threads) < min(self.concurrency, self._unfinished + len(self.stuck)):
             self._start_thread()
         for run in runs:
             self._inbox.put(run)
@@ -93,10 +93,13 @@ class Executor:
         self._threads.append(thread)
         thread.start()
 
-    def finish(self, run: Run, outcome: Outcome) -> bool:
-        """Give a run its outcome; False when it has one already, so that a late result changes nothing."""
+    def finish(self, run: Run, outcome: Outcome, *, unstarted: bool = False) -> bool:
+        """Give a run its outcome; False when it has one already, so that a late result changes nothing.
+
+        `unstarted`: only if no handler has begun with it.
+        """
         with self._lock:
-            if run.outcome is not None:
+            if run.outcome is not None or (unstarted and run.started):
                 return False
             run.outcome = outcome
             self._unfinished -= 1
@@ -124,16 +127,9 @@ class Executor:
             run = self._inbox.get()
             if run is None:
                 return
-            if run.outcome is not None:
-                continue
-            # A lease that ended while the message waited may belong to somebody else by now: do not start it.
             now = time.monotonic()
-            if now > run.deadline or run.lost:
-                self.finish(run, Release())
+            if not self._begin(run, me, now):
                 continue
-            run.started = now
-            run.thread = me
-            self.running[me] = run
             try:
                 outcome = self._run(run)
             finally:
@@ -142,6 +138,19 @@ class Executor:
             if not self.finish(run, outcome):
                 self.stuck.discard(me)
                 self._wake()
+
+    def _begin(self, run: Run, thread: int, now: float) -> bool:
+        # A lease that ended while the message waited may belong to somebody else by now: do not start it.
+        if now > run.deadline or run.lost:
+            self.finish(run, Release())
+            return False
+        with self._lock:
+            # Given back in this very moment: it may run elsewhere already.
+            if run.outcome is not None:
+                return False
+            run.started = now
+            self.running[thread] = run
+            return True
 
     def _run(self, run: Run) -> Outcome:
         message = run.message
@@ -162,7 +171,15 @@ class Executor:
                 run.settled = True
                 events.emit("message.late_error", queue=message.queue, msg_id=message.receipt.msg_id, error=repr(error))
                 return ACK
+            return self.judge(message, error)
+
+    def judge(self, message: Message, error: BaseException) -> Outcome:
+        """Return what becomes of a message after `error`; never raises, or its thread would die with it."""
+        try:
             return self.policy.outcome_for(message, error)
+        except Exception as broken:
+            # An exception class of the user that cannot even be looked at, say a Retry without its fields.
+            return self.policy.outcome_for(message, broken)
 
     def time_out(self, now: float) -> None:
         """Charge every run that has passed its time limit; its thread stays busy, its late result is refused."""
@@ -181,7 +198,52 @@ class Executor:
             return DeadLetter("attempts", error)
         return Retry(self.policy.delay_for(message), error, kind="timeout")
 
-    def give_back(self, runs: list[Run], delay: float = 0.0) -> None:
-        """Release runs uncharged; those that have an outcome keep it."""
+    def give_back(self, runs: list[Run]) -> None:
+        """Release those runs that no handler has begun with, uncharged and due at once."""
+        for run in runs:
+            self.finish(run, Release(), unstarted=True)
+
+    def abandon(self, runs: list[Run], delay: float) -> None:
+        """Release runs uncharged, due after `delay` seconds; those that have an outcome keep it."""
         for run in runs:
             self.finish(run, Release(delay))
+
+    def lose(self, run: Run, receipt: Receipt) -> None:
+        """Tell a run that its lease `receipt` is gone, unless it has an outcome or a newer lease."""
+        with self._lock:
+            if run.lost or run.outcome is not None or run.message.receipt != receipt:
+                return
+            run.lost = True
+        events.emit("message.lease_lost", queue=run.message.queue, msg_id=receipt.msg_id)
+
+    def renew(self, run: Run, message: Message, deadline: float) -> bool:
+        """Let a run go on under a new claim of its own message, so that it is not run twice in one process.
+
+        False for another message with the same id, and for a run that was told to stop: its work may be half done.
+        """
+        held = run.message
+        with self._lock:
+            if not run.lost and held.receipt.enqueued_at == message.receipt.enqueued_at:
+                held.receipt, held.failures, held.lost = message.receipt, message.failures, message.lost
+                run.deadline = deadline
+                return True
+        self.lose(run, held.receipt)
+        return False
+
+
+def announce(queue: str, run: Run) -> None:
+    """Emit what became of a run; its settlement has committed."""
+    outcome, message = run.outcome, run.message
+    name = {"Ack": "message.done", "Retry": "message.retried", "DeadLetter": "message.dead",
+            "Release": "message.released"}[type(outcome).__name__]
+    if not events.wanted(name):
+        return
+    fields: dict[str, object] = {"queue": queue, "msg_id": message.receipt.msg_id, "attempt": message.attempt,
+                                 "seconds": run.seconds}
+    if run.job is not None:
+        fields["note"] = run.job.note
+    for extra in ("delay", "error", "kind", "reason"):
+        value = getattr(outcome, extra, None)
+        if value is not None and not isinstance(outcome, Release):
+            fields[extra] = value
+    events.emit(name, **fields)

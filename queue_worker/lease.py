@@ -11,7 +11,7 @@ from queue_worker import events
 from queue_worker.broker import extend
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportError, TransportUnavailable
-from queue_worker.executor import Run
+from queue_worker.executor import Executor, Run
 from queue_worker.transport import Transport
 
 _TICK = 0.5
@@ -23,6 +23,7 @@ class Holder(Protocol):
 
     queue: str
     options: QueueOptions
+    executor: Executor
     held: dict[int, Run]
 
 
@@ -69,21 +70,21 @@ class LeaseKeeper:
     def _extend(self, worker: Holder) -> None:
         now = time.monotonic()
         lease, heartbeat = worker.options.lease_seconds, worker.options.heartbeat_seconds
-        due = [run for run in list(worker.held.values()) if not run.lost and run.deadline - now <= lease - heartbeat]
+        due = [(run, run.message.receipt) for run in list(worker.held.values())
+               if not run.lost and run.deadline - now <= lease - heartbeat]
         if not due:
             return
         try:
-            lost = extend(self._transport, worker.queue, [run.message.receipt for run in due], lease)
+            lost = extend(self._transport, worker.queue, [receipt for _, receipt in due], lease)
         except CallRefused as error:
             if error.sqlstate == "42P01":
                 return  # the loop degrades that queue alone
             raise
-        for run in due:
-            if run.message.receipt.msg_id not in lost:
-                run.deadline = now + lease
-            elif worker.held.get(run.message.receipt.msg_id) is run and run.outcome is None:
-                run.lost = True
-                events.emit("message.lease_lost", queue=worker.queue, msg_id=run.message.receipt.msg_id)
+        for run, receipt in due:
+            if receipt.msg_id not in lost:
+                run.deadline = max(run.deadline, now + lease)
+            elif worker.held.get(receipt.msg_id) is run:
+                worker.executor.lose(run, receipt)
 
     def _beat(self) -> None:
         now = time.monotonic()
@@ -102,4 +103,5 @@ class LeaseKeeper:
 def overdue(worker: Holder, now: float) -> list[Run]:
     """Return what has waited for a thread for half a lease: another process may start it sooner."""
     limit = worker.options.lease_seconds / 2
-    return [run for run in list(worker.held.values()) if not run.started and now - run.claimed > limit]
+    return [run for run in list(worker.held.values())
+            if not run.started and run.outcome is None and now - run.claimed > limit]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import socket
@@ -18,13 +19,14 @@ from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
 from queue_worker.health import HealthFile
 from queue_worker.lease import LeaseKeeper
+from queue_worker.pauses import Backoff
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.supervisor import Signals, Supervisor
 from queue_worker.suspects import SuspectGate
 from queue_worker.transport import Transport
 from queue_worker.transport.database import PostgresDatabase
-from queue_worker.worker import Backoff, QueueWorker
+from queue_worker.worker import QueueWorker
 
 
 def conninfo_of(settings: Settings) -> Callable[[], str]:
@@ -117,13 +119,19 @@ class Service:
         """Prepare the database, run, stop; returns the exit code. Raises ConfigError before anything is claimed."""
         try:
             with self._signals.installed():
-                if not self._prepare():
+                with self.database.watched(self.settings.call_timeout_seconds):
+                    ready = self._prepare()
+                if not ready:
                     return 0
                 self.workers = [self._worker(processor) for processor in self.processors]
                 supervisor = self._supervise()
                 self._announce()
+                # A batch of messages sets off full collections, which would walk every imported module: 20 ms a batch.
+                gc.collect()
+                gc.freeze()
                 return supervisor.run()
         finally:
+            gc.unfreeze()
             self._close()
 
     # ---------------------------------------------------------------------------------------------- before the loops
@@ -170,7 +178,7 @@ class Service:
         )
         wake = threading.Event()
         policy = RetryPolicy.from_options(options)
-        context = DatabaseContext(self.database.pool, options.on_success, options.timeout_seconds, self._cancelled)
+        context = DatabaseContext(self.database.pool, options.on_success, policy.timeout_for, self._cancelled)
         executor = Executor(processor, policy, context, concurrency=options.concurrency,
                             settle_mark=max(1, options.batch_size // 2), wake=wake.set)
         return QueueWorker(broker, executor, options, self._gate, wake)
@@ -187,12 +195,16 @@ class Service:
                              [self._prune_chore(queue, options) for queue, options in self.options.items()])
         supervisor = Supervisor(
             self.workers, keeper, signals=self._signals, grace=self.settings.grace_seconds,
-            cut_stuck=lambda: self.database.cut_stuck(self.settings.call_timeout_seconds),
+            cut_stuck=self._cut_stuck,
             report=lambda healthy: self._health.report(healthy, queues=[one.queue for one in self.processors]),
             listen=self._listen if self._listener is not None else None, burst=self.settings.burst,
         )
         self._supervisor = supervisor
         return supervisor
+
+    def _cut_stuck(self) -> None:
+        threads = {thread for worker in self.workers for thread in list(worker.executor.stuck)}
+        self.database.cut_stuck(self.settings.call_timeout_seconds, threads)
 
     def _heartbeat(self) -> Mapping[str, Any]:
         return {
@@ -209,12 +221,12 @@ class Service:
 
         return prune
 
-    def _listen(self) -> None:
+    def _listen(self, ending: threading.Event) -> None:
         """Wake loops by NOTIFY; while the listener is away, they poll."""
         assert self._listener is not None  # noqa: S101 - started only with one
         by_queue = {worker.queue: worker for worker in self.workers}
         backoff = Backoff()
-        while not self._signals.count:
+        while not ending.is_set():
             try:
                 for queue in self._listener.wait(1.0):
                     if queue in by_queue:
@@ -223,7 +235,7 @@ class Service:
                 backoff.reset()
             except TransportUnavailable:
                 _set_listening(self.workers, False)
-                self._signals.arrived.wait(backoff.next())
+                ending.wait(backoff.next())
         self._listener.close()
 
     def _announce(self) -> None:
@@ -247,7 +259,8 @@ class Service:
         sign_off = self.database.transport()
         try:
             if self.workers:
-                sign_off.call("queue_worker.sign_off", {"worker": self.worker_id})
+                with self.database.watched(2.0):
+                    sign_off.call("queue_worker.sign_off", {"worker": self.worker_id})
         except (TransportUnavailable, CallRefused):
             # The row ages and is pruned; nothing depends on it.
             pass

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -40,13 +41,16 @@ class Signals:
         self.arrived = threading.Event()
 
     def request(self, number: int = 0) -> None:
-        """Ask for a stop; called by signal handlers and by whoever embeds the service."""
+        """Ask for a stop; for whoever embeds the service."""
+        self._count(number)
+        self.arrived.set()
+
+    def _count(self, number: int) -> None:
         now = time.monotonic()
         if self.count == 0 or now - self._last > _REPEAT_SECONDS:
             self.count += 1
             self.number = number
             self._last = now
-            self.arrived.set()
             if self.count > 2:
                 # Nothing orderly is left to try: what is held comes back when its lease ends.
                 os._exit(128 + number)
@@ -59,7 +63,9 @@ class Signals:
             return
 
         def handle(number: int, _frame: FrameType | None) -> None:
-            self.request(number)
+            # Not arrived.set(): the handler interrupts the main thread, which may be holding that event's lock. Whoever
+            # waits looks at the count in short steps.
+            self._count(number)
 
         old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -73,12 +79,13 @@ class Supervisor:
     """Runs the loops of a process until a stop is asked for, and stops them.
 
     `grace` in seconds is what running handlers get. `cut_stuck` aborts calls that stand still. `report` is called
-    about every five seconds with whether all is well. `burst`: stop as soon as no queue has anything due.
+    about every five seconds with whether all is well. `listen` runs in a thread until its event is set. `burst`: stop
+    as soon as no queue has anything due.
     """
 
     def __init__(self, workers: Sequence[QueueWorker], keeper: LeaseKeeper, *, signals: Signals, grace: float,
-                 cut_stuck: Callable[[], Any], report: Callable[[bool], None], listen: Callable[[], None] | None = None,
-                 burst: bool = False) -> None:
+                 cut_stuck: Callable[[], Any], report: Callable[[bool], None],
+                 listen: Callable[[threading.Event], None] | None = None, burst: bool = False) -> None:
         self.workers = workers
         self.keeper = keeper
         self.signals = signals
@@ -87,6 +94,7 @@ class Supervisor:
         self._report = report
         self._listen = listen
         self._burst = burst
+        self._ending = threading.Event()
         self._dead: list[str] = []
         self._threads: list[threading.Thread] = []
         self._loops: list[threading.Thread] = []
@@ -105,7 +113,7 @@ class Supervisor:
             self._loops.append(self._start(worker.run, f"loop-{worker.queue}"))
         self._start(self.keeper.run, "keeper")
         if self._listen is not None:
-            self._start(self._listen, "listener")
+            self._start(partial(self._listen, self._ending), "listener")
         code = self._watch()
         events.emit("worker.stopping", signal=self.signals.number, code=code)
         code = self._stop(code)
@@ -147,12 +155,17 @@ class Supervisor:
         self._cut_stuck()
         for worker in self.workers:
             worker.executor.time_out(now)
-            worker.executor.give_back(overdue(worker, now))
+            if late := overdue(worker, now):
+                worker.put_off(late)
+            if worker.executor.finished:
+                # Too few results to wake the loop, while every thread is busy with something long.
+                worker.wake()
         if now - self._reported >= 5.0:
             self._reported = now
             self._report(self.healthy)
 
     def _stop(self, code: int) -> int:
+        self._ending.set()
         for worker in self.workers:
             worker.stop()
         asked = self.signals.count

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -12,40 +10,18 @@ from queue_worker import events
 from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
-from queue_worker.executor import Executor, Run
-from queue_worker.message import Release
+from queue_worker.executor import Executor, Run, announce
+from queue_worker.message import Ack
+from queue_worker.pauses import BLOCKED, Backoff, when_empty, when_refused
 from queue_worker.suspects import ALONE, NONE, SuspectGate
 
 _PREFETCH_SECONDS = 0.25
 """How much work may wait for a thread: enough to hide a round trip, too little to age a lease."""
 
-_GOING_TO_SLEEP = (0.02, 0.02, 0.1, 0.5)
-"""Pauses after the last message, in seconds: a sender that did not see us asleep yet is met by polling."""
-
-_RECONNECT_CAP = 1.0
 _MISSING_QUEUE = "42P01"
 
 _INFRASTRUCTURE = ("25006", "40", "53", "55P03", "57", "58")
 """SQLSTATEs of a database in trouble: the same settlement may be sent again, and costs nobody an attempt."""
-
-
-class Backoff:
-    """Growing, jittered pauses between tries, capped; in seconds."""
-
-    def __init__(self, first: float = 0.1, cap: float = _RECONNECT_CAP) -> None:
-        self._first = first
-        self._cap = cap
-        self._tries = 0
-
-    def next(self) -> float:
-        """Return the next pause."""
-        pause = min(self._cap, self._first * 2.0 ** min(self._tries, 16))
-        self._tries += 1
-        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-
-    def reset(self) -> None:
-        """Begin again with the shortest pause."""
-        self._tries = 0
 
 
 class QueueWorker:
@@ -55,7 +31,8 @@ class QueueWorker:
     """
 
     def __init__(self, broker: Broker, executor: Executor, options: QueueOptions, gate: SuspectGate,
-                 wake: threading.Event, *, listening: bool = False, monotonic: Callable[[], float] = time.monotonic) -> None:
+                 wake: threading.Event, *, listening: bool = False,
+                 monotonic: Callable[[], float] = time.monotonic) -> None:
         self.queue = broker.queue
         self.executor = executor
         self.options = options
@@ -69,6 +46,7 @@ class QueueWorker:
         self._wake = wake
         self._now = monotonic
         self._unsent: list[Run] = []
+        self._kept: list[Run] = []
         self._resend = False
         self._stopping = False
         self._mean: float | None = None
@@ -93,13 +71,18 @@ class QueueWorker:
     def stop(self) -> None:
         """Stop claiming and give back what has not started; running handlers go on."""
         self._stopping = True
-        self.executor.give_back([run for run in list(self.held.values()) if not run.started])
+        self.executor.give_back(list(self.held.values()))
         self._wake.set()
 
     def abandon(self, delay: float) -> None:
         """Give back what still runs, due after `delay` seconds; late results are refused from here on."""
-        self.executor.give_back(list(self.held.values()), delay)
+        self.executor.abandon(list(self.held.values()), delay)
         self._wake.set()
+
+    def put_off(self, runs: list[Run]) -> None:
+        """Give back `runs`, which have waited half a lease for a thread, and do not claim them ahead at once again."""
+        self._mean = max(self._mean or 0.0, self.options.lease_seconds / 2)
+        self.executor.give_back(runs)
 
     @property
     def busy(self) -> int:
@@ -124,37 +107,50 @@ class QueueWorker:
     def cycle(self) -> float:
         """Do one round trip if there is reason for one; returns the seconds until the next is due."""
         self._collect()
-        blocked = self._stopping or self._gate.blocked(self.queue)
-        count = 0 if blocked else self._capacity()
+        count = 0 if self._stopping else self._capacity()
+        level = self._gate.enter(self.queue) if count else NONE
+        if level is None:
+            count = 0
+        elif not count:
+            self._gate.pass_by(self.queue)
         if not self._unsent and count == 0:
             self.last_turn = self._now()
-            return 0.25 if blocked and not self._stopping else self.options.cycle_seconds
-        level = self._gate.ask(self.queue) if count else NONE
+            return BLOCKED if level is None else self.options.cycle_seconds
         sleep = self.listening and (self.empty_claims > 0 or self.executor.unfinished == 0)
         sent = self._now()
         batch = self._unsent
         try:
             turn = self._broker.turn([Settlement(run.message.receipt, run.outcome) for run in batch if run.outcome],
-                                     count, suspects=level, sleep=sleep)
+                                     count, suspects=level or NONE, sleep=sleep)
         except TransportUnavailable as error:
-            self._gate.answer(self.queue, level, took=False, waiting=None)
+            self._answer(count, level)
             return self._lose(error)
         except CallRefused as error:
-            self._gate.answer(self.queue, level, took=False, waiting=None)
+            self._answer(count, level)
             return self._refuse(str(error), error.sqlstate)
         self._unsent = []
         self._found_again()
         self._settled(batch, turn)
         self._take(turn, level, sent)
-        return self._pause(turn, count)
+        self._answer(count, level, turn)
+        pause = self._pause(turn, count)
+        return pause if level is not None else min(pause, BLOCKED)
+
+    def _answer(self, count: int, level: int | None, turn: Turn | None = None) -> None:
+        if count and level is not None:
+            messages = turn.messages if turn else []
+            self._gate.answer(self.queue, level, took=any(message.suspect for message in messages),
+                              alone=len(messages) == 1, waiting=turn.waiting if turn else None)
 
     def _capacity(self) -> int:
         free = self.executor.free
-        if free <= 0:
+        # Results that cannot be stored are held on to, but not without limit.
+        if free <= 0 or len(self._kept) >= self.options.batch_size:
             return 0
         prefetch = 0
         if self._mean is not None:
-            prefetch = min(2 * self.options.batch_size, math.ceil(free * _PREFETCH_SECONDS / max(self._mean, 1e-6)))
+            # Rounded down: beside slow handlers even one message more would wait here while another process is idle.
+            prefetch = min(2 * self.options.batch_size, int(free * _PREFETCH_SECONDS / max(self._mean, 1e-6)))
         room = free + prefetch - self.executor.unfinished
         count = min(self.options.batch_size, room)
         # While threads have plenty to do, a claim of a few messages would only cost a round trip.
@@ -168,6 +164,9 @@ class QueueWorker:
         total, count = 0.0, 0
         while finished:
             run = finished.popleft()
+            if self.held.get(run.message.receipt.msg_id) is not run:
+                self._drop(run)
+                continue
             if run.seconds:
                 total += run.seconds
                 count += 1
@@ -181,19 +180,23 @@ class QueueWorker:
             self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
 
     def _drop(self, run: Run) -> None:
-        self.held.pop(run.message.receipt.msg_id, None)
+        # Another run may stand there: the message was claimed again, or its queue was made anew.
+        if self.held.get(run.message.receipt.msg_id) is run:
+            del self.held[run.message.receipt.msg_id]
         if run.message.suspect:
             self._gate.ended(self.queue)
 
     def _settled(self, batch: list[Run], turn: Turn) -> None:
         resent, self._resend = self._resend, False
+        before, self._kept = self._kept, []
         for run in batch:
             msg_id = run.message.receipt.msg_id
             kind, detail = turn.missed.get(msg_id, ("", "")) if turn.missed else ("", "")
             if kind == "error":
-                events.emit("queue.error", queue=self.queue, msg_id=msg_id, error=detail)
-                if detail.startswith(_INFRASTRUCTURE):
-                    self._unsent.append(run)
+                if run not in before:
+                    events.emit("queue.error", queue=self.queue, msg_id=msg_id, error=detail)
+                if self._settles_again(run, detail):
+                    self._kept.append(run)
                     continue
             self._drop(run)
             # 'gone' after a lost answer: the settlement had committed all the same.
@@ -201,26 +204,40 @@ class QueueWorker:
                 announce(self.queue, run)
             elif kind != "error" and not run.lost:
                 events.emit("message.lease_lost", queue=self.queue, msg_id=msg_id)
+        self._unsent += self._kept
 
-    def _take(self, turn: Turn, level: int, sent: float) -> None:
-        took = any(message.suspect for message in turn.messages)
-        self._gate.answer(self.queue, level, took=took, waiting=turn.waiting)
+    def _settles_again(self, run: Run, detail: str) -> bool:
+        if detail.startswith(_INFRASTRUCTURE):
+            return True
+        if not isinstance(run.outcome, Ack):
+            return False
+        # Its work is done but cannot be written down, say because the archive is gone. Left alone it would come back
+        # as a suspect and end as one that kills its process; so it is an attempt that failed, and says why.
+        error = CallRefused(f"the result could not be stored: {detail}", detail[:5])
+        run.outcome = self.executor.judge(run.message, error)
+        return True
+
+    def _take(self, turn: Turn, level: int | None, sent: float) -> None:
         for msg_id, lost in turn.buried:
             events.emit("message.dead", queue=self.queue, msg_id=msg_id, attempt=lost, reason="lost",
                         error=f"its process ended {lost} times while it ran", seconds=0.0)
         if not turn.messages:
             return
         deadline = sent + self.options.lease_seconds
-        runs = [Run(message, sent, deadline) for message in turn.messages]
-        for run in runs:
-            self.held[run.message.receipt.msg_id] = run
-            if run.message.suspect:
-                events.emit("suspect.started", queue=self.queue, msg_id=run.message.receipt.msg_id,
-                            lost=run.message.lost, alone=level == ALONE)
-        self.executor.submit(runs)
+        runs = []
+        for message in turn.messages:
+            msg_id = message.receipt.msg_id
+            old = self.held.get(msg_id)
+            if old is not None and self.executor.renew(old, message, deadline):
+                continue
+            run = self.held[msg_id] = Run(message, sent, deadline)
+            runs.append(run)
+            if message.suspect:
+                events.emit("suspect.started", queue=self.queue, msg_id=msg_id, lost=message.lost, alone=level == ALONE)
         if self._stopping:
             # stop() came while the claim was under way and could not see these.
             self.executor.give_back(runs)
+        self.executor.submit(runs)
 
     def _pause(self, turn: Turn, count: int) -> float:
         self.last_turn = self._now()
@@ -236,18 +253,14 @@ class QueueWorker:
             self.empty_claims = 0
             if len(turn.messages) == count or turn.waiting:
                 return 0.0
-        elif count and not turn.paused:
+        elif count and not turn.waiting:
             self.empty_claims += 1
         if turn.waiting or self._unsent:
-            return 0.25
+            return BLOCKED
         if count == 0:
             return self.options.cycle_seconds
-        pause = self.options.cycle_seconds
-        if self.listening and not turn.paused and self.empty_claims < len(_GOING_TO_SLEEP):
-            pause = min(pause, _GOING_TO_SLEEP[self.empty_claims])
-        if turn.next_due is not None:
-            pause = min(pause, max(0.001, turn.next_due))
-        return pause
+        return when_empty(self.options.cycle_seconds, self.empty_claims,
+                          listening=self.listening and not turn.paused, next_due=turn.next_due)
 
     # ------------------------------------------------------------------------------------------ trouble
 
@@ -278,23 +291,6 @@ class QueueWorker:
         if sqlstate == _MISSING_QUEUE:
             for run in self._unsent:
                 self._drop(run)
-            self._unsent = []
-        return max(1.0, self.options.cycle_seconds)
+            self._unsent, self._kept = [], []
+        return when_refused(self.options.cycle_seconds)
 
-
-def announce(queue: str, run: Run) -> None:
-    """Emit what became of a run; its settlement has committed."""
-    outcome, message = run.outcome, run.message
-    name = {"Ack": "message.done", "Retry": "message.retried", "DeadLetter": "message.dead",
-            "Release": "message.released"}[type(outcome).__name__]
-    if not events.wanted(name):
-        return
-    fields: dict[str, object] = {"queue": queue, "msg_id": message.receipt.msg_id, "attempt": message.attempt,
-                                 "seconds": run.seconds}
-    if run.job is not None:
-        fields["note"] = run.job.note
-    for extra in ("delay", "error", "kind", "reason"):
-        value = getattr(outcome, extra, None)
-        if value is not None and not isinstance(outcome, Release):
-            fields[extra] = value
-    events.emit(name, **fields)

@@ -256,23 +256,29 @@ begin
     return 'done';
 end $$;
 
--- For a receipt that did not match: 'gone' (no such message any more) or 'stale' (it belongs to somebody else).
-create function queue_worker_data.settle_missed(queue text, msg_id bigint, enqueued_at timestamptz) returns text
+-- For a receipt that did not match: 'gone' (no such message any more, or this very receipt was settled before) or
+-- 'stale' (the message belongs to somebody else).
+create function queue_worker_data.settle_missed(queue text, msg_id bigint, read_ct int, enqueued_at timestamptz)
+returns text
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
     there boolean;
+    settled int;
 begin
     execute pg_catalog.format('select exists (select from pgmq.%I m where m.msg_id = $1 and m.enqueued_at = $2)',
         'q_' || settle_missed.queue) into there using settle_missed.msg_id, settle_missed.enqueued_at;
     if not there then
         return 'gone';
     end if;
-    -- The worker that reports late is alive, so what looked like a kill was none.
-    update queue_worker_data.trouble t set lost = greatest(t.lost - 1, 0)
+    -- The worker that reports late is alive, so what looked like a kill was none; an outcome that was recorded since
+    -- has forgotten it already.
+    update queue_worker_data.trouble t
+        set lost = case when t.settled_ct > settle_missed.read_ct then t.lost else greatest(t.lost - 1, 0) end
         where t.queue = settle_missed.queue and t.msg_id = settle_missed.msg_id
-          and t.enqueued_at = settle_missed.enqueued_at;
-    return 'stale';
+          and t.enqueued_at = settle_missed.enqueued_at
+        returning t.settled_ct into settled;
+    return case when settled = settle_missed.read_ct + 1 then 'gone' else 'stale' end;
 end $$;
 
 create type queue_worker_data.turn as (
@@ -289,7 +295,9 @@ create function queue_worker.settle(
     kinds text[] default '{}', delays double precision[] default '{}', reasons text[] default '{}',
     errors text[] default '{}', worker text default '')
 returns setof queue_worker_data.turn
-language plpgsql set search_path = '' as $$
+-- A row that a handler's own transaction or an operator keeps locked is answered as an error of its own (55P03): it
+-- must not stop the whole queue.
+language plpgsql set search_path = '' set lock_timeout = '1s' as $$
 #variable_conflict use_column
 declare
     done bigint[];
@@ -311,7 +319,8 @@ begin
                     item.detail := null;
                     if done is not null or pg_catalog.cardinality(queue_worker_data.settle_done(settle.queue,
                         array[done_ids[i]], array[done_cts[i]], array[done_ats[i]], on_success)) = 0 then
-                        answer := queue_worker_data.settle_missed(settle.queue, done_ids[i], done_ats[i]);
+                        answer := queue_worker_data.settle_missed(
+                            settle.queue, done_ids[i], done_cts[i], done_ats[i]);
                     end if;
                 exception when others then
                     answer := 'error';
@@ -331,7 +340,7 @@ begin
             answer := coalesce(
                 queue_worker_data.settle_other(settle.queue, other_ids[i], other_cts[i], other_ats[i],
                     kinds[i], delays[i], reasons[i], errors[i], settle.worker),
-                queue_worker_data.settle_missed(settle.queue, other_ids[i], other_ats[i]));
+                queue_worker_data.settle_missed(settle.queue, other_ids[i], other_cts[i], other_ats[i]));
         exception when others then
             -- One bad item must never lose its neighbours.
             answer := 'error';
@@ -407,6 +416,8 @@ language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
     alone_from constant int := 3;
+    -- Somebody wrote read_ct by hand: one more would overflow, and no claim of this queue would ever succeed.
+    most_reads constant int := 2147483000;
     c record;
     item queue_worker_data.turn;
     take tid[] := '{}';
@@ -431,7 +442,7 @@ begin
             continue;
         end if;
         dropped := dropped + 1;
-        if c.lost + 1 >= max_lost then
+        if c.lost + 1 >= max_lost or c.read_ct > most_reads then
             update queue_worker_data.trouble t set lost = t.lost + 1
                 where t.queue = claim_troubled.queue and t.msg_id = c.msg_id;
             perform queue_worker_data.bury(claim_troubled.queue, c.msg_id, c.read_ct, c.enqueued_at, 'lost', 'lost',
@@ -547,7 +558,7 @@ begin
             values (claim.queue, claim.worker, read_at + interval '90 seconds')
             on conflict (queue, worker) do update set until = excluded.until
                 where s.until < excluded.until - interval '45 seconds';
-        execute pg_catalog.format('select m.vt from pgmq.%I m where m.vt > $1 order by m.vt limit 1',
+        execute pg_catalog.format('select m.vt from pgmq.%I m where m.vt > $1 and m.vt < ''infinity'' order by m.vt limit 1',
             'q_' || claim.queue) into due using read_at;
         if due is not null then
             item.kind := 'next';

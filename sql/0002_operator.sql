@@ -32,7 +32,9 @@ begin
     end if;
     -- Several workers start at once; a transaction lock also works behind a transaction pooler.
     perform pg_catalog.pg_advisory_xact_lock(1903520, pg_catalog.hashtext(create_queue.queue));
-    if not exists (select from pgmq.meta m where m.queue_name = create_queue.queue) then
+    -- The table too: pgmq keeps the name of a queue whose table was dropped by hand.
+    if not exists (select from pgmq.meta m where m.queue_name = create_queue.queue)
+       or pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || create_queue.queue)) is null then
         perform pgmq.create(queue_name => create_queue.queue);
     end if;
     if not exists (select from pg_catalog.pg_trigger g
@@ -109,6 +111,8 @@ begin
         raise exception 'delay_seconds must be 0 to 31536000' using errcode = '22023';
     elsif run_at is not null and delay_seconds > 0 then
         raise exception 'give delay_seconds or run_at, not both' using errcode = '22023';
+    elsif not pg_catalog.isfinite(run_at) then
+        raise exception 'run_at must be a point in time, not %', run_at using errcode = '22023';
     end if;
     return coalesce(run_at, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => coalesce(delay_seconds, 0)));
 end $$;
@@ -217,11 +221,17 @@ declare
 begin
     for one in
         select u.unsent_id, u.payload from queue_worker_data.unsent u where u.queue = resend_unsent.queue
-        order by u.unsent_id limit max_count for update skip locked
+        order by u.at, u.unsent_id limit max_count for update skip locked
     loop
-        perform queue_worker.send(resend_unsent.queue, one.payload);
-        delete from queue_worker_data.unsent u where u.unsent_id = one.unsent_id;
-        sent := sent + 1;
+        begin
+            perform queue_worker.send(resend_unsent.queue, one.payload);
+            delete from queue_worker_data.unsent u where u.unsent_id = one.unsent_id;
+            sent := sent + 1;
+        exception when others then
+            -- One that can never be sent goes to the end of the line, so that it holds up no other.
+            update queue_worker_data.unsent u set at = pg_catalog.clock_timestamp(), error = sqlerrm
+                where u.unsent_id = one.unsent_id;
+        end;
     end loop;
     return sent;
 end $$;
@@ -251,7 +261,9 @@ begin
             'insert into pgmq.%I (vt, message, headers) values (pg_catalog.clock_timestamp(), $1, $2)
              returning msg_id', 'q_' || redrive.queue)
             into fresh using one.payload,
-                pg_catalog.jsonb_build_object('key', redrive.queue || ':' || one.msg_id,
+                pg_catalog.jsonb_build_object(
+                    'key', redrive.queue || ':' || one.msg_id || ':'
+                           || (extract(epoch from one.enqueued_at) * 1000000)::bigint,
                                               'first_enqueued_at', one.enqueued_at)
                 || case when pg_catalog.jsonb_typeof(one.headers) = 'object' then one.headers else '{}' end
                 || pg_catalog.jsonb_build_object('redriven_from', one.dead_id);
@@ -393,7 +405,8 @@ begin
                                   select from queue_worker_data.trouble t
                                   where t.queue = $1 and t.msg_id = m.msg_id and t.enqueued_at = m.enqueued_at
                                     and t.settled_ct = m.read_ct)) as running,
-                              pg_catalog.date_part(''epoch'', now() - min(m.vt) filter (where m.vt <= now())) as oldest
+                              pg_catalog.date_part(''epoch'', now() - min(m.vt) filter (
+                                  where m.vt <= now() and pg_catalog.isfinite(m.vt))) as oldest
                        from pgmq.%I m) s', 'q_' || pg_catalog.lower(one.queue_name))
                 using one.queue_name, one.paused_at, one.pause_reason;
         exception when undefined_table then

@@ -91,7 +91,8 @@ def dump_json(value: Any) -> str:
 def register(connection: psycopg.Connection[Any], *, receipts: bool) -> None:
     """Teach a connection our types. `receipts`: it serves the engine, so timestamps come back as `Stamp`."""
     adapters = connection.adapters
-    for kind, dumper in ((Stamp, _StampDumper), (Stamps, _StampsDumper), (BigInts, _BigIntsDumper), (Ints, _IntsDumper)):
+    ours = ((Stamp, _StampDumper), (Stamps, _StampsDumper), (BigInts, _BigIntsDumper), (Ints, _IntsDumper))
+    for kind, dumper in ours:
         adapters.register_dumper(kind, dumper)
     if receipts:
         adapters.register_loader(_TIMESTAMPTZ, _StampLoader)

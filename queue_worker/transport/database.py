@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 
 from queue_worker.transport.postgres import PostgresListener, PostgresTransport, is_pooler
 from queue_worker.transport.transactions import TransactionPool
@@ -38,15 +40,39 @@ class PostgresDatabase:
         """Return a listener, or None where NOTIFY cannot arrive."""
         return None if self.pooler else PostgresListener(self.conninfo)
 
-    def cut_stuck(self, seconds: float) -> int:
-        """Abort calls that have waited for an answer longer than `seconds`; returns how many."""
+    def cut_stuck(self, seconds: float, threads: Set[int] = frozenset()) -> int:
+        """Abort calls that have waited for an answer longer than `seconds`; returns how many.
+
+        `threads`: those of handlers whose time is over; what they have open is cut at once.
+        """
         stuck = [transport for transport in self._opened if transport.stuck_for > seconds]
         for transport in stuck:
             transport.abort()
-        return len(stuck)
+        return len(stuck) + self.pool.cut_stuck(threads)
+
+    @contextmanager
+    def watched(self, seconds: float) -> Iterator[None]:
+        """Call `cut_stuck` all the time while the block runs, for calls that nobody else watches."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(min(0.25, seconds)):
+                self.cut_stuck(seconds)
+
+        thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def close(self) -> None:
         """Close every connection."""
         for transport in self._opened:
-            transport.close()
+            # A thread that is still in a call gets an error; its connection must not be freed under it.
+            if transport.stuck_for:
+                transport.abort()
+            else:
+                transport.close()
         self.pool.close()

@@ -74,9 +74,9 @@ def describe(error: psycopg.Error) -> str:
 def translate(error: psycopg.Error, connection: psycopg.Connection[Any] | None) -> TransportError:
     """Return our exception for psycopg's; an infrastructure error says that the call may be repeated."""
     state = error.sqlstate or ""
-    if state.startswith(_INFRASTRUCTURE) or connection is None or connection.closed or not state:
-        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-            return TransportUnavailable(describe(error))
+    away = state.startswith(_INFRASTRUCTURE) or connection is None or connection.closed or not state
+    if away and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return TransportUnavailable(describe(error))
     return CallRefused(describe(error), state)
 
 
@@ -96,6 +96,15 @@ def run(connection: psycopg.Connection[Any], function: str, params: Mapping[str,
         if cursor.description is None:
             return Rows()
         return Rows(tuple(column.name for column in cursor.description), cursor.fetchall())
+
+
+def cut(connection: psycopg.Connection[Any]) -> None:
+    """Make the call that another thread waits for on `connection` fail at once."""
+    # shutdown() on a duplicate: pgconn.finish() from here would free memory that the stuck call still uses.
+    with suppress(OSError, psycopg.Error):
+        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+        with duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class PostgresTransport:
@@ -142,11 +151,7 @@ class PostgresTransport:
             connection = self._connection
             if connection is None or connection.closed:
                 return
-            # shutdown() on a duplicate: pgconn.finish() from here would free memory that the stuck call still uses.
-            with suppress(OSError, psycopg.Error):
-                duplicate = socket.socket(fileno=os.dup(connection.fileno()))
-                with duplicate:
-                    duplicate.shutdown(socket.SHUT_RDWR)
+            cut(connection)
 
     def close(self) -> None:
         """See `Transport.close`."""

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from queue_worker.errors import LeaseLost, TransportUnavailable
+from queue_worker.errors import CallRefused, LeaseLost, TransportUnavailable
 from queue_worker.message import Receipt
 from queue_worker.transport import BigInts, Ints, Rows, Stamps
-from queue_worker.transport.postgres import connect, run, translate
+from queue_worker.transport.postgres import connect, cut, run, translate
 
 _WAIT = 10.0
 """How long a handler waits for a free connection, in seconds."""
+
+_CHECK = 5.0
+"""How long an idle connection may take to prove that it still works, in seconds."""
+
+_MARGIN = 2.0
+"""How long after the run's time limit the server itself ends a transaction, in seconds."""
 
 _RESOLVE = 30.0
 """How long the outcome of a COMMIT without an answer is asked for, in seconds."""
@@ -50,6 +57,29 @@ class TransactionPool:
         self._size = size
         self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
         self._opening = threading.Lock()
+        # By connection in use: its thread, and when its time is over at the latest.
+        self._in_use: dict[psycopg.Connection[Any], tuple[int, float]] = {}
+
+    def cut_stuck(self, threads: Set[int]) -> int:
+        """Abort what is in use by `threads`, whose handlers have no time left, or stands still; returns how many."""
+        # A connection that a silent network has swallowed never returns by itself, and would hold its thread for ever.
+        now = time.monotonic()
+        stuck = [one for one, (thread, end) in list(self._in_use.items()) if thread in threads or now > end]
+        for connection in stuck:
+            cut(connection)
+        return len(stuck)
+
+    @contextmanager
+    def _used(self, connection: psycopg.Connection[Any], seconds: float = math.inf) -> Iterator[None]:
+        self._in_use[connection] = threading.get_ident(), time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._in_use.pop(connection, None)
+
+    def _check(self, connection: psycopg.Connection[Any]) -> None:
+        with self._used(connection, _CHECK):
+            ConnectionPool.check_connection(connection)
 
     def call(self, function: str, params: Mapping[str, Any]) -> Rows:
         """Call one function in a transaction of its own; raises TransportUnavailable or CallRefused."""
@@ -65,7 +95,7 @@ class TransactionPool:
     def settling(self, queue: str, receipt: Receipt, on_success: str, seconds: float) -> Iterator[PostgresTransaction]:
         """Run the block and settle the message as done, in one transaction.
 
-        `seconds` bounds how long the transaction may stand idle. Raises LeaseLost before the block when the receipt
+        `seconds` bounds how long the transaction may last. Raises LeaseLost before the block when the receipt
         is stale, or after it; TransportUnavailable when the connection went away and nothing was kept.
         """
         with self._borrow() as connection:
@@ -76,7 +106,7 @@ class TransactionPool:
                 _settle(connection, queue, receipt, on_success)
             except psycopg.Error as error:
                 failure = translate(error, connection)
-                # Infrastructure and lost races (40001, 40P01) are ours and cost no attempt; the rest is the block's own.
+                # Infrastructure and lost races (40001, 40P01) cost no attempt; the rest is the block's own.
                 if isinstance(failure, TransportUnavailable) or (error.sqlstate or "").startswith("40"):
                     raise failure from None
                 raise
@@ -111,7 +141,8 @@ class TransactionPool:
         except (PoolTimeout, PoolClosed, psycopg.OperationalError) as error:
             raise TransportUnavailable(f"no connection for a transaction within {_WAIT:.0f} s: {error}") from None
         try:
-            yield connection
+            with self._used(connection):
+                yield connection
         except BaseException:
             with suppress(psycopg.Error):
                 connection.rollback()
@@ -130,7 +161,7 @@ class TransactionPool:
                     num_workers=1,
                     open=False,
                     # A connection that died while it lay idle costs no handler an attempt.
-                    check=ConnectionPool.check_connection,
+                    check=self._check,
                 )
                 pool.open()
                 self._pool = pool
@@ -159,10 +190,14 @@ def _connection_class(conninfo: Callable[[], str], pooler: bool) -> type[psycopg
 
 
 def _hold(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, seconds: float) -> str:
+    # The server ends what a lost process has left open; here the time limit of the run comes first.
+    limit = str(int((seconds + _MARGIN) * 1000))
+    # Before version 17 nothing bounds the whole transaction, but each statement can be.
+    whole = "transaction_timeout" if connection.info.server_version >= 170000 else "statement_timeout"
     row = connection.execute(
         "select queue_worker.hold(%s, %s, %s, %s), pg_current_xact_id()::text,"
-        " set_config('idle_in_transaction_session_timeout', %s, true)",
-        [queue, receipt.msg_id, receipt.read_ct, receipt.enqueued_at, str(max(1, int(seconds * 1000)))],
+        " set_config('idle_in_transaction_session_timeout', %s, true), set_config(%s, %s, true)",
+        [queue, receipt.msg_id, receipt.read_ct, receipt.enqueued_at, limit, whole, limit],
     ).fetchone()
     if row is None or not row[0]:
         raise LeaseLost(f"message {receipt.msg_id} of queue {queue!r} belongs to another worker")
@@ -181,5 +216,8 @@ def _settle(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, o
             "on_success": on_success,
         },
     )
+    for row in missed.dicts():
+        if row["kind"] == "error":
+            raise CallRefused(f"the result could not be stored: {row['detail']}", row["detail"][:5])
     if missed.rows:
         raise LeaseLost(f"message {receipt.msg_id} of queue {queue!r} was lost during its transaction")

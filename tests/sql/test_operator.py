@@ -1,0 +1,257 @@
+"""What producers and operators call: send, redrive, look, pause, tidy up."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.sql.engine import Engine
+
+BAD_NAMES = ["", "Work", "1st", "a b", "a;drop", "a--b", "a" * 48, 'x"y', "été", None]
+
+
+@pytest.mark.parametrize("call", [
+    "create_queue(%s)", "pause(%s)", "send(%s, '{}')", "send_batch(%s, '[]')", "redrive(%s)", "discard(%s)",
+    "messages(%s)", "archived(%s)", "message(%s, 1)", "claim(%s, 1, 60)", "prune(%s, 1)",
+])
+def test_a_bad_queue_name_is_refused_everywhere(engine: Engine, call: str) -> None:
+    for name in BAD_NAMES:
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="is not allowed"):
+            engine.rows(f"select * from queue_worker.{call}", name)
+
+
+@pytest.mark.parametrize("call", ["send('nowhere', '{}')", "send_batch('nowhere', '[{\"payload\": {}}]')",
+                                  "messages('nowhere')", "archived('nowhere')", "message('nowhere', 1)"])
+def test_a_missing_queue_is_named_with_the_line_that_makes_it(engine: Engine, call: str) -> None:
+    with pytest.raises(psycopg.errors.UndefinedTable, match='queue "nowhere" does not exist') as error:
+        engine.rows(f"select * from queue_worker.{call}")
+    assert error.value.diag.message_hint == "select queue_worker.create_queue('nowhere');"
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    ("null", "payload"), ("'null'", "payload"), ("'5'", "payload"), ("'[]'", "payload"), ("'\"x\"'", "payload"),
+    ("jsonb_build_object('x', repeat('x', 262144))", "262144"), ("'{}', headers => '[]'", "headers"),
+    ("'{}', max_attempts => 0", "max_attempts"), ("'{}', retry_delay_seconds => -1", "retry_delay_seconds"),
+    ("'{}', timeout_seconds => 0", "timeout_seconds"), ("'{}', -1", "delay_seconds"),
+    ("'{}', 5, now()", "delay_seconds or run_at"), ("'{}', run_at => 'infinity'", "run_at"),
+])
+def test_a_wrong_option_is_refused_by_name(engine: Engine, arguments: str, word: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=word):
+        engine.rows(f"select queue_worker.send('work', {arguments})")
+    assert engine.count("queue") == 0
+
+
+def test_options_travel_in_the_headers_and_the_due_time(engine: Engine) -> None:
+    engine.rows("select queue_worker.send('work', '{\"a\": 1}', delay_seconds => 60, max_attempts => 3,"
+                " retry_delay_seconds => 0, timeout_seconds => 9, headers => '{\"key\": \"k\"}')")
+    (row,) = engine.rows("select * from queue_worker.messages('work')")
+    assert row.headers == {"key": "k", "max_attempts": 3, "retry_delay_seconds": 0, "timeout_seconds": 9}
+    assert (row.state, row.attempt, row.payload) == ("delayed", 1, {"a": 1})
+
+
+def test_a_batch_answers_its_ids_in_order_or_sends_nothing(engine: Engine) -> None:
+    batch = [{"payload": {"n": n}, "delay_seconds": 20 - n} for n in range(20)]
+    ids = [row[0] for row in engine.rows("select * from queue_worker.send_batch('work', %s)", Jsonb(batch))]
+    payloads = dict(engine.rows("select msg_id, (message ->> 'n')::int from pgmq.q_work"))
+    assert [payloads[one] for one in ids] == list(range(20))
+    for bad in ({"payload": {}, "prio": 1}, {"payload": 5}, 7, {"payload": {}, "delay_seconds": "soon"}):
+        with pytest.raises(psycopg.DataError):
+            engine.rows("select * from queue_worker.send_batch('work', %s)", Jsonb([{"payload": {}}, bad]))
+    assert engine.count("queue") == 20
+
+
+def test_workers_that_make_a_queue_at_the_same_time_make_one(dsn: str, engine: Engine) -> None:
+    barrier = threading.Barrier(6)
+
+    def create(_: int) -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            barrier.wait(10)
+            Engine(connection, "fresh").create()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(create, range(6)))
+    assert engine.value("select count(*) from pg_trigger where tgname = 'queue_worker_wake'") == 2
+
+
+def test_a_queue_that_pgmq_made_is_taken_over_with_what_it_holds(engine: Engine) -> None:
+    engine.rows("select pgmq.create('old')")
+    engine.rows("select pgmq.send('old', '{}')")
+    old = Engine(engine.connection, "old").create()
+    assert len(old.take(5, sleep=True)) == 1
+
+
+def bury(engine: Engine, payload: Any = None, headers: Any = None) -> int:
+    msg_id = engine.send(payload, headers)
+    engine.settle(others=[(engine.take_one(suspects=1), "dead", 0, "rejected", "why")])
+    return msg_id
+
+
+def test_a_redriven_message_keeps_its_payload_headers_key_and_history(engine: Engine) -> None:
+    msg_id = bury(engine, {"a": 1}, {"max_attempts": 2})
+    enqueued_at = engine.value("select enqueued_at::text from queue_worker.dead_letters")
+    dead_id = engine.value("select dead_id from queue_worker.dead_letters")
+    assert engine.value("select queue_worker.redrive('work')") == 1
+    (row,) = engine.rows("select * from queue_worker.messages('work')")
+    assert (row.payload, row.attempt, row.state) == ({"a": 1}, 1, "waiting")
+    assert row.headers.pop("first_enqueued_at")[:19] == enqueued_at.replace(" ", "T")[:19]
+    key = row.headers.pop("key")
+    assert key.startswith(f"work:{msg_id}:")
+    assert row.headers == {"max_attempts": 2, "redriven_from": dead_id}
+    assert [f["error"] for f in engine.rows("select * from queue_worker.message('work', %s)", row.msg_id)[0].failures] \
+        == ["why"]
+    again = bury_claimed(engine)
+    engine.rows("select queue_worker.redrive('work')")
+    (row,) = engine.rows("select * from queue_worker.messages('work')")
+    assert (row.headers["key"], again) == (key, dead_id)
+
+
+def bury_claimed(engine: Engine) -> int:
+    engine.settle(others=[(engine.take_one(), "dead", 0, "rejected", "why")])
+    return int(engine.value("select redriven_from from queue_worker.dead_letters"))
+
+
+def test_two_redrives_at_once_give_one_message(dsn: str, engine: Engine) -> None:
+    bury(engine)
+    with psycopg.connect(dsn) as first, psycopg.connect(dsn) as second:
+        assert Engine(first).value("select queue_worker.redrive('work')") == 1
+        assert Engine(second).value("select queue_worker.redrive('work')") == 0
+    assert (engine.count("queue"), engine.count("dead")) == (1, 0)
+
+
+@pytest.mark.parametrize("headers", [None, 5, [], "x", {"redriven_from": 1e300}, {"redriven_from": "x"}, {"key": None}])
+def test_any_headers_survive_dead_letter_and_redrive(engine: Engine, headers: Any) -> None:
+    bury(engine, headers=headers)
+    assert engine.value("select redriven_from from queue_worker.dead_letters") is None
+    assert engine.value("select queue_worker.redrive('work')") == 1
+    engine.settle(done=[engine.take_one()])
+    assert engine.count("archive") == 1
+
+
+def test_redrive_and_discard_take_the_ones_named_and_leave_the_rest(engine: Engine) -> None:
+    for _ in range(5):
+        bury(engine)
+    ids = [row[0] for row in engine.rows("select dead_id from queue_worker.dead_letters order by 1")]
+    waiting = engine.send()
+    assert engine.value("select queue_worker.redrive('work', %s::bigint[])", ids[:1]) == 1
+    assert engine.value("select queue_worker.redrive('work', max_count => 1)") == 1
+    assert engine.value("select queue_worker.discard('work', %s::bigint[])", ids[2:3]) == 1
+    assert engine.value("select queue_worker.discard('work')") == 2
+    assert engine.places(waiting) == ["queue"]
+    assert (engine.count("queue"), engine.count("dead")) == (3, 0)
+    assert [row.action for row in engine.rows("select action from queue_worker.audit order by audit_id")] == [
+        "redrive", "redrive", "discard", "discard"]
+
+
+def test_a_message_is_found_in_every_state(engine: Engine) -> None:
+    def state(msg_id: int) -> str:
+        return str(engine.value("select state from queue_worker.message('work', %s)", msg_id))
+
+    msg_id = engine.send()
+    assert state(msg_id) == "waiting"
+    held = engine.take_one()
+    assert state(msg_id) == "running"
+    engine.settle(others=[(held, "failed", 600, "", "oops")])
+    assert state(msg_id) == "delayed"
+    (row,) = engine.rows("select * from queue_worker.message('work', %s)", msg_id)
+    assert (row.attempt, row.error, row.failures[0]["kind"]) == (2, "oops", "failed")
+    assert engine.rows("select waiting, delayed, running, dead from queue_worker.queues") == [(0, 1, 0, 0)]
+    engine.age()
+    held = engine.take_one()
+    assert engine.rows("select waiting, delayed, running, dead from queue_worker.queues") == [(0, 0, 1, 0)]
+    engine.settle(done=[held])
+    assert state(msg_id) == "archived"
+    assert state(bury(engine)) == "dead"
+    assert engine.rows("select * from queue_worker.message('work', 99)") == []
+
+
+def test_a_queue_whose_table_is_gone_does_not_hide_the_others(engine: Engine) -> None:
+    engine.rows("select queue_worker.create_queue('broken')")
+    engine.rows("drop table pgmq.q_broken cascade")
+    assert [row.queue for row in engine.rows("select queue from queue_worker.queues")] == ["work"]
+
+
+def test_pause_keeps_its_time_and_resume_ends_it(engine: Engine) -> None:
+    engine.rows("select queue_worker.pause('work', 'first')")
+    since = engine.value("select paused_at from queue_worker.queues")
+    engine.rows("select queue_worker.pause('work', 'second')")
+    assert engine.rows("select paused_at, pause_reason from queue_worker.queues") == [(since, "second")]
+    engine.rows("select queue_worker.resume('work')")
+    assert engine.rows("select paused_at, pause_reason from queue_worker.queues") == [(None, None)]
+
+
+@pytest.fixture
+def orders(engine: Engine) -> Engine:
+    engine.rows("create table orders (id int primary key, note text)")
+    return engine
+
+
+def add_trigger(engine: Engine, queue: str, mode: str = "") -> None:
+    arguments = f"'{queue}'" + (f", '{mode}'" if mode else "")
+    engine.rows("create trigger t after insert or update or delete on orders for each row"
+                f" execute function queue_worker.send_row({arguments})")
+
+
+def test_a_strict_trigger_fails_with_its_row_and_a_best_effort_one_lets_it_pass(orders: Engine) -> None:
+    add_trigger(orders, "later")
+    with pytest.raises(psycopg.errors.UndefinedTable, match='queue "later" does not exist'):
+        orders.rows("insert into orders values (1, 'a')")
+    orders.rows("drop trigger t on orders")
+    add_trigger(orders, "later", "best_effort")
+    orders.rows("insert into orders values (1, 'a'), (2, 'b')")
+    later = Engine(orders.connection, "later").create()
+    assert later.value("select queue_worker.resend_unsent('later')") == 2
+    assert later.value("select count(*) from queue_worker_data.unsent") == 0
+    rows = later.rows("select message from pgmq.q_later order by msg_id")
+    assert [row[0]["new"] for row in rows] == [{"id": 1, "note": "a"}, {"id": 2, "note": "b"}]
+
+
+def test_a_row_that_can_never_be_sent_holds_up_no_other(orders: Engine) -> None:
+    add_trigger(orders, "work", "best_effort")
+    orders.rows("insert into orders values (1, repeat('x', 300000))")
+    orders.rows("drop trigger t on orders")
+    add_trigger(orders, "later", "best_effort")
+    orders.rows("insert into orders values (2, repeat('x', 300000)), (3, 'fine')")
+    later = Engine(orders.connection, "later").create()
+    assert [later.value("select queue_worker.resend_unsent('later', 1)") for _ in range(3)] == [0, 1, 0]
+    assert later.rows("select (payload -> 'id')::int as id, error like '%262144%' as why"
+                      " from queue_worker_data.unsent where queue = 'later'") == [(2, True)]
+
+
+def test_triggers_tell_what_happened(orders: Engine) -> None:
+    add_trigger(orders, "work")
+    orders.rows("insert into orders values (1, 'a')")
+    orders.rows("update orders set note = 'b'")
+    orders.rows("delete from orders")
+    seen = [row[0] for row in orders.rows("select message from pgmq.q_work order by msg_id")]
+    assert [(one["op"], one["id"], one["table"]) for one in seen] == [
+        ("INSERT", 1, "orders"), ("UPDATE", 1, "orders"), ("DELETE", 1, "orders")]
+    assert (seen[1]["old"]["note"], seen[1]["new"]["note"]) == ("a", "b")
+
+
+def test_pruning_takes_what_is_old_and_nothing_else(engine: Engine) -> None:
+    engine.fill(4)
+    engine.settle(done=engine.take(2), others=[(engine.take_one(), "failed", 0, "", "e")])
+    engine.rows("update pgmq.a_work set archived_at = now() - interval '8 d' where msg_id = 1")
+    engine.rows("insert into queue_worker_data.trouble (queue, msg_id, enqueued_at, updated_at)"
+                " values ('work', 77, now(), now() - interval '2 d')")
+    engine.rows("update queue_worker_data.failures set failed_at = now() - interval '31 d'")
+    engine.rows("update queue_worker_data.trouble set updated_at = now() - interval '2 d'")
+    assert engine.value("select queue_worker.prune('work', 604800)") == 1
+    assert (engine.count("archive"), engine.count("queue")) == (1, 2)
+    assert engine.rows("select msg_id from queue_worker_data.trouble") == [(3,)]
+    assert engine.value("select count(*) from queue_worker.failures") == 0
+
+
+def test_a_worker_is_listed_while_it_lives(engine: Engine) -> None:
+    for busy in (0, 2):
+        engine.rows("select queue_worker.heartbeat('w', 'h', 1, '0.1', '{work}', 5, %s)", busy)
+    assert engine.rows("select worker, busy, alive from queue_worker.workers") == [("w", 2, True)]
+    engine.rows("update queue_worker_data.workers set last_seen = now() - interval '1 min'")
+    assert engine.rows("select alive from queue_worker.workers") == [(False,)]
+    engine.rows("select queue_worker.sign_off('w')")
+    assert engine.rows("select * from queue_worker.workers") == []
