@@ -1,19 +1,17 @@
 """Drain rate beside a bare loop: 20,000 no-op messages of 200 bytes, interleaved rounds, printed as ratios.
 
-    python bench/drain.py [--rounds 5] [--messages 20000] [--delayed 0]
+    python bench/drain.py [--rounds 21] [--messages 20000] [--delayed 0]
 
 The reference is the smallest consumer there is: `pgmq.read(q, 30, 1000)` + `pgmq.delete(ids)` over psycopg. The
 worker is the real one: leases, fences, pydantic payloads, threads. Both run on one embedded Postgres with default
-durability. `--delayed N` puts N delayed messages in front of the worker's queue and of none.
+durability. With `--delayed N` the reference is the worker itself on an empty queue, and N delayed messages stand in
+front of its other queue.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 import psycopg
 from pydantic import BaseModel
 
-from queue_worker import App, Job, embedded, events, migrate
+from queue_worker import App, Job, embedded, migrate
 from queue_worker.config import load_settings
 from queue_worker.service import Service
 
@@ -53,12 +51,12 @@ def bare(url: str, count: int) -> float:
         return seen / (time.perf_counter() - start)
 
 
-def worker(url: str, count: int, batch: int, concurrency: int) -> float:
+def worker(url: str, queue: str, count: int, batch: int, concurrency: int) -> float:
     app = App(builtins=False)
     seen: list[int] = []
     times: list[float] = []
 
-    @app.processor("fast", batch_size=batch, concurrency=concurrency, on_success="delete")
+    @app.processor(queue, batch_size=batch, concurrency=concurrency, on_success="delete")
     def handle(job: Job[Payload]) -> None:
         if not seen:
             times.append(time.perf_counter())
@@ -74,7 +72,7 @@ def worker(url: str, count: int, batch: int, concurrency: int) -> float:
         with psycopg.connect(url, autocommit=True) as connection:
             while not ended:
                 if len(seen) >= count and not connection.execute(
-                        "select 1 from pgmq.q_fast where vt < now() + interval '10 minutes' limit 1").fetchone():
+                        "select 1 from pgmq.q_" + queue + " where vt < now() + interval '10 minutes' limit 1").fetchone():
                     ended.append(time.perf_counter())
                 time.sleep(0.002)
 
@@ -88,29 +86,32 @@ def worker(url: str, count: int, batch: int, concurrency: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--delayed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=1000)
-    parser.add_argument("--concurrency", type=int, default=2)
+    parser.add_argument("--concurrency", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with embedded.ensure(Path(folder)) as server:
             migrate.up(server.url)
             with psycopg.connect(server.url, autocommit=True) as connection:
-                connection.execute("select pgmq.create('bare'), queue_worker.create_queue('fast')")
-            ratios = []
-            for number in range(args.rounds):
-                fill(server.url, "bare", args.messages)
-                one = bare(server.url, args.messages)
-                with psycopg.connect(server.url, autocommit=True) as connection:
-                    connection.execute("truncate pgmq.q_fast")
+                connection.execute("select pgmq.create('bare')")
+                connection.execute("select queue_worker.create_queue('fast'), queue_worker.create_queue('clear')")
                 if args.delayed:
                     fill(server.url, "fast", args.delayed, delay=86_400)
+                connection.execute("vacuum analyze")
+            ratios = []
+            for number in range(args.rounds):
+                reference = "clear" if args.delayed else "bare"
+                fill(server.url, reference, args.messages)
+                one = (worker(server.url, "clear", args.messages, args.batch, args.concurrency) if args.delayed
+                       else bare(server.url, args.messages))
                 fill(server.url, "fast", args.messages)
-                two = worker(server.url, args.messages, args.batch, args.concurrency)
+                two = worker(server.url, "fast", args.messages, args.batch, args.concurrency)
                 ratios.append(two / one)
-                print(f"round {number + 1}: bare {one:,.0f}/s  worker {two:,.0f}/s  ratio {two / one:.2f}", flush=True)
+                print(f"round {number + 1}: {reference} {one:,.0f}/s  worker {two:,.0f}/s  ratio {two / one:.2f}",
+                      flush=True)
             print(f"median ratio {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})")
         embedded.stop(Path(folder), delete=True)
 

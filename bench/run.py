@@ -8,7 +8,7 @@ from pathlib import Path
 
 RUNS = (
     ("drain.py",),
-    ("drain.py", "--delayed", "100000", "--rounds", "3"),
+    ("drain.py", "--delayed", "100000"),
     ("pickup.py",),
     ("idle.py",),
     ("mail.py",),

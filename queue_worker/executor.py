@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from queue_worker import events
-from queue_worker.message import ACK, DeadLetter, Message, Outcome, Receipt, Release, Retry
+from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
 from queue_worker.processor import Job, JobContext, Processor
 from queue_worker.retry import RetryPolicy
 
@@ -231,11 +231,18 @@ class Executor:
         return False
 
 
+_EVENTS = {Ack: "message.done", Retry: "message.retried", DeadLetter: "message.dead", Release: "message.released"}
+
+
+def outcomes_wanted() -> bool:
+    """Whether anybody listens to what becomes of messages."""
+    return any(map(events.wanted, _EVENTS.values()))
+
+
 def announce(queue: str, run: Run) -> None:
     """Emit what became of a run; its settlement has committed."""
     outcome, message = run.outcome, run.message
-    name = {"Ack": "message.done", "Retry": "message.retried", "DeadLetter": "message.dead",
-            "Release": "message.released"}[type(outcome).__name__]
+    name = _EVENTS[type(outcome)]
     if not events.wanted(name):
         return
     fields: dict[str, object] = {"queue": queue, "msg_id": message.receipt.msg_id, "attempt": message.attempt,

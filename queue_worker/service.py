@@ -109,7 +109,7 @@ class Service:
         self._signals = Signals()
         self._supervisor: Supervisor | None = None
         self._listener = self.database.listener() if settings.notify else None
-        self._gate = SuspectGate(lambda: all(not worker.held for worker in self.workers))
+        self._gate = SuspectGate(lambda: all(not worker.held for worker in self.workers), self._wake_all)
 
     def stop(self) -> None:
         """Ask for a stop, as the first signal does."""
@@ -201,6 +201,10 @@ class Service:
         )
         self._supervisor = supervisor
         return supervisor
+
+    def _wake_all(self) -> None:
+        for worker in self.workers:
+            worker.wake()
 
     def _cut_stuck(self) -> None:
         threads = {thread for worker in self.workers for thread in list(worker.executor.stuck)}

@@ -13,13 +13,15 @@ NONE, BESIDE, ALONE = 0, 1, 2
 
 
 class SuspectGate:
-    """Shared by all loops of a process; `is_empty` tells whether nothing is held in the whole process.
+    """Shared by all loops of a process.
 
-    Every claim stands between `enter` and `answer`. What a claim brings must be held before its `answer`.
+    `is_empty` tells whether nothing is held in the whole process; `wake` makes all loops look again. Every claim stands
+    between `enter` and `answer`. What a claim brings must be held before its `answer`.
     """
 
-    def __init__(self, is_empty: Callable[[], bool]) -> None:
+    def __init__(self, is_empty: Callable[[], bool], wake: Callable[[], None] = lambda: None) -> None:
         self._is_empty = is_empty
+        self._wake = wake
         self._lock = threading.Lock()
         # Claims under way: what they bring is not yet held, so the process only looks empty.
         self._claiming: set[str] = set()
@@ -72,6 +74,8 @@ class SuspectGate:
                 self._wants_alone = queue
             if waiting == "suspect" and not took and queue not in self._line:
                 self._line.append(queue)
+        if level == ALONE and not took:
+            self._wake()
 
     def pass_by(self, queue: str) -> None:
         """`queue` has no room for a claim: those behind it in the line need not wait for it."""
@@ -86,6 +90,15 @@ class SuspectGate:
     def ended(self, queue: str) -> None:
         """The suspect of `queue` has an outcome."""
         with self._lock:
-            if self._running == queue:
-                self._running = None
-                self._runs_alone = False
+            if self._running != queue:
+                return
+            wanted = self._runs_alone or self._wants_alone is not None or bool(self._line)
+            self._running = None
+            self._runs_alone = False
+        if wanted:
+            self._wake()
+
+    def emptied(self) -> None:
+        """A queue holds nothing any more."""
+        if self._wants_alone is not None and self._is_empty():
+            self._wake()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from operator import attrgetter
 
 from queue_worker import events
+from queue_worker.appetite import Appetite
 from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
-from queue_worker.executor import Executor, Run, announce
+from queue_worker.executor import Executor, Run, announce, outcomes_wanted
 from queue_worker.message import Ack
 from queue_worker.pauses import BLOCKED, Backoff, when_empty, when_refused
 from queue_worker.suspects import ALONE, NONE, SuspectGate
 
-_PREFETCH_SECONDS = 0.25
-"""How much work may wait for a thread: enough to hide a round trip, too little to age a lease."""
-
 _MISSING_QUEUE = "42P01"
+_LOST = attrgetter("lost")
 
 _INFRASTRUCTURE = ("25006", "40", "53", "55P03", "57", "58")
 """SQLSTATEs of a database in trouble: the same settlement may be sent again, and costs nobody an attempt."""
@@ -43,13 +43,13 @@ class QueueWorker:
         self.connected = False
         self._broker = broker
         self._gate = gate
+        self._appetite = Appetite(executor, options.batch_size)
         self._wake = wake
         self._now = monotonic
         self._unsent: list[Run] = []
         self._kept: list[Run] = []
         self._resend = False
         self._stopping = False
-        self._mean: float | None = None
         self._backoff = Backoff()
         self._lost_at: float | None = None
         self._trouble: str | None = None
@@ -81,7 +81,7 @@ class QueueWorker:
 
     def put_off(self, runs: list[Run]) -> None:
         """Give back `runs`, which have waited half a lease for a thread, and do not claim them ahead at once again."""
-        self._mean = max(self._mean or 0.0, self.options.lease_seconds / 2)
+        self._appetite.wait_seen(self.options.lease_seconds / 2)
         self.executor.give_back(runs)
 
     @property
@@ -101,13 +101,16 @@ class QueueWorker:
         while not (self._stopping and not self.held):
             self._wake.clear()
             delay = self.cycle()
-            if delay > 0:
+            # Stopped and empty-handed: nobody would wake this loop any more.
+            if delay > 0 and not (self._stopping and not self.held):
                 self._wake.wait(delay)
 
     def cycle(self) -> float:
         """Do one round trip if there is reason for one; returns the seconds until the next is due."""
         self._collect()
-        count = 0 if self._stopping else self._capacity()
+        # Results that cannot be stored are held on to, but not without limit.
+        full = self._stopping or len(self._kept) >= self.options.batch_size
+        count = 0 if full else self._appetite.count()
         level = self._gate.enter(self.queue) if count else NONE
         if level is None:
             count = 0
@@ -139,24 +142,10 @@ class QueueWorker:
     def _answer(self, count: int, level: int | None, turn: Turn | None = None) -> None:
         if count and level is not None:
             messages = turn.messages if turn else []
-            self._gate.answer(self.queue, level, took=any(message.suspect for message in messages),
-                              alone=len(messages) == 1, waiting=turn.waiting if turn else None)
-
-    def _capacity(self) -> int:
-        free = self.executor.free
-        # Results that cannot be stored are held on to, but not without limit.
-        if free <= 0 or len(self._kept) >= self.options.batch_size:
-            return 0
-        prefetch = 0
-        if self._mean is not None:
-            # Rounded down: beside slow handlers even one message more would wait here while another process is idle.
-            prefetch = min(2 * self.options.batch_size, int(free * _PREFETCH_SECONDS / max(self._mean, 1e-6)))
-        room = free + prefetch - self.executor.unfinished
-        count = min(self.options.batch_size, room)
-        # While threads have plenty to do, a claim of a few messages would only cost a round trip.
-        if count < self.options.batch_size // 2 and self.executor.backlog > free:
-            return 0
-        return max(0, count)
+            # max(): a claim brings at most one suspect, and a generator over a full batch would cost as much as it.
+            took = bool(messages) and max(map(_LOST, messages)) > 0
+            self._gate.answer(self.queue, level, took=took, alone=len(messages) == 1,
+                              waiting=turn.waiting if turn else None)
 
     def _collect(self) -> None:
         """Move finished runs to the settlements; those that their own transaction settled are done already."""
@@ -175,20 +164,29 @@ class QueueWorker:
                 announce(self.queue, run)
             else:
                 self._unsent.append(run)
-        if count:
-            mean = total / count
-            self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
+        self._appetite.learn(total, count)
 
     def _drop(self, run: Run) -> None:
         # Another run may stand there: the message was claimed again, or its queue was made anew.
-        if self.held.get(run.message.receipt.msg_id) is run:
-            del self.held[run.message.receipt.msg_id]
-        if run.message.suspect:
+        message = run.message
+        msg_id = message.receipt.msg_id
+        if self.held.get(msg_id) is run:
+            del self.held[msg_id]
+        if message.lost:
             self._gate.ended(self.queue)
+        if not self.held:
+            self._gate.emptied()
 
     def _settled(self, batch: list[Run], turn: Turn) -> None:
         resent, self._resend = self._resend, False
         before, self._kept = self._kept, []
+        if not turn.missed:
+            told = outcomes_wanted()
+            for run in batch:
+                self._drop(run)
+                if told:
+                    announce(self.queue, run)
+            return
         for run in batch:
             msg_id = run.message.receipt.msg_id
             kind, detail = turn.missed.get(msg_id, ("", "")) if turn.missed else ("", "")
@@ -232,7 +230,7 @@ class QueueWorker:
                 continue
             run = self.held[msg_id] = Run(message, sent, deadline)
             runs.append(run)
-            if message.suspect:
+            if message.lost:
                 events.emit("suspect.started", queue=self.queue, msg_id=msg_id, lost=message.lost, alone=level == ALONE)
         if self._stopping:
             # stop() came while the claim was under way and could not see these.

@@ -1,0 +1,51 @@
+"""What the tests of the worker share: apps of one handler, doors for handlers to wait at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from queue_worker import App, Job
+from tests.helpers import Running, wait_until
+
+
+def app_of(handler: Callable[[Job[dict[str, Any]]], Any], *queues: str, **options: Any) -> App:
+    """An app that runs `handler` for `queues` (default: work), looking every 0.1 s."""
+    app = App(builtins=False)
+    for queue in queues or ("work",):
+        app.processor(queue, **{"cycle": 0.1, **options})(handler)
+    return app
+
+
+class Door:
+    """A handler that waits at a closed door; tells who stands there, and lets all pass when it is opened."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._lock = threading.Lock()
+        self.inside: list[int] = []
+        self.arrived = 0
+
+    def wait(self, msg_id: int = 0) -> None:
+        with self._lock:
+            self.inside.append(msg_id)
+            self.arrived += 1
+        assert self._open.wait(60), "nobody opened the door"
+        with self._lock:
+            self.inside.remove(msg_id)
+
+    def reached(self, count: int = 1) -> None:
+        """Wait until `count` handlers have come in all."""
+        wait_until(lambda: self.arrived >= count, 20, lambda: f"{self.arrived} of {count} came")
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def turns(worker: Running, queue: str, count: int = 3) -> None:
+    """Wait until the loop of `queue` has looked around `count` more times."""
+    (loop,) = [one for one in worker.service.workers if one.queue == queue]
+    for _ in range(count):
+        before = loop.last_turn
+        wait_until(lambda before=before: loop.last_turn != before, 20)
