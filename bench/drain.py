@@ -62,17 +62,21 @@ def worker(url: str, queue: str, count: int, batch: int, concurrency: int) -> fl
             times.append(time.perf_counter())
         seen.append(job.payload.id)
 
-    settings = load_settings({"database_url": url, "state_dir": Path(tempfile.mkdtemp()), "burst": True,
-                              "log_level": "WARNING"})
+    settings = load_settings(
+        {"database_url": url, "state_dir": Path(tempfile.mkdtemp()), "burst": True, "log_level": "WARNING"}
+    )
     service = Service(settings, app)
-    start = time.perf_counter()
     ended: list[float] = []
 
     def watch() -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             while not ended:
-                if len(seen) >= count and not connection.execute(
-                        "select 1 from pgmq.q_" + queue + " where vt < now() + interval '10 minutes' limit 1").fetchone():
+                if (
+                    len(seen) >= count
+                    and not connection.execute(
+                        "select 1 from pgmq.q_" + queue + " where vt < now() + interval '10 minutes' limit 1"
+                    ).fetchone()
+                ):
                     ended.append(time.perf_counter())
                 time.sleep(0.002)
 
@@ -105,13 +109,18 @@ def main() -> None:
             for number in range(args.rounds):
                 reference = "clear" if args.delayed else "bare"
                 fill(server.url, reference, args.messages)
-                one = (worker(server.url, "clear", args.messages, args.batch, args.concurrency) if args.delayed
-                       else bare(server.url, args.messages))
+                one = (
+                    worker(server.url, "clear", args.messages, args.batch, args.concurrency)
+                    if args.delayed
+                    else bare(server.url, args.messages)
+                )
                 fill(server.url, "fast", args.messages)
                 two = worker(server.url, "fast", args.messages, args.batch, args.concurrency)
                 ratios.append(two / one)
-                print(f"round {number + 1}: {reference} {one:,.0f}/s  worker {two:,.0f}/s  ratio {two / one:.2f}",
-                      flush=True)
+                print(
+                    f"round {number + 1}: {reference} {one:,.0f}/s  worker {two:,.0f}/s  ratio {two / one:.2f}",
+                    flush=True,
+                )
             print(f"median ratio {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})")
         embedded.stop(Path(folder), delete=True)
 

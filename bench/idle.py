@@ -1,6 +1,6 @@
 """What an idle worker costs: memory (PSS), CPU, and statements sent, with three queues on a direct connection.
 
-    python bench/idle.py [--seconds 60]
+python bench/idle.py [--seconds 60]
 """
 
 from __future__ import annotations
@@ -46,8 +46,12 @@ def main() -> None:
         url = server.url.replace("/postgres?", "/idle?")
         migrate.up(url)
         environment = {**os.environ, "DATABASE_URL": url, "QUEUE_WORKER_STATE_DIR": str(folder / "state")}
-        worker = subprocess.Popen([sys.executable, "-m", "queue_worker", "start"], env=environment,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "queue_worker", "start"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             with psycopg.connect(server.url, autocommit=True) as observer:
                 time.sleep(15)
@@ -57,8 +61,10 @@ def main() -> None:
                 cycles = args.seconds / 5 * 3 + args.seconds / 15
                 print(f"PSS {pss(worker.pid):.1f} MB, threads {len(os.listdir(f'/proc/{worker.pid}/task'))}")
                 print(f"CPU {used / args.seconds * 100:.2f} %")
-                print(f"transactions {after - before} in {args.seconds:.0f} s"
-                      f" (3 queues / 5 s + heartbeat / 15 s = {cycles:.0f})")
+                print(
+                    f"transactions {after - before} in {args.seconds:.0f} s"
+                    f" (3 queues / 5 s + heartbeat / 15 s = {cycles:.0f})"
+                )
         finally:
             worker.send_signal(signal.SIGTERM)
             worker.wait()

@@ -59,18 +59,31 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     with embedded.ensure(folder) as server:
         migrate.up(server.url)
-        environment = {**os.environ, "DATABASE_URL": server.url, "QUEUE_WORKER_STATE_DIR": str(folder / "state"),
-                       "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(port), "SMTP_FROM_EMAIL": "a@example.com"}
-        worker = subprocess.Popen([sys.executable, "-m", "queue_worker", "start", "-q", "email"], env=environment,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = {
+            **os.environ,
+            "DATABASE_URL": server.url,
+            "QUEUE_WORKER_STATE_DIR": str(folder / "state"),
+            "SMTP_HOST": "127.0.0.1",
+            "SMTP_PORT": str(port),
+            "SMTP_FROM_EMAIL": "a@example.com",
+        }
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "queue_worker", "start", "-q", "email"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             with psycopg.connect(server.url, autocommit=True) as connection:
                 time.sleep(5)
-                messages = [{"payload": {"to": f"u{n}@example.com", "subject": "Hello", "text": "Hi"}}
-                            for n in range(args.mails)]
+                messages = [
+                    {"payload": {"to": f"u{n}@example.com", "subject": "Hello", "text": "Hi"}}
+                    for n in range(args.mails)
+                ]
                 start = time.perf_counter()
-                connection.execute("select count(*) from queue_worker.send_batch('email', %s::jsonb)",
-                                   [json.dumps(messages)])
+                connection.execute(
+                    "select count(*) from queue_worker.send_batch('email', %s::jsonb)", [json.dumps(messages)]
+                )
                 batch = time.perf_counter() - start
                 start = time.perf_counter()
                 while connection.execute("select count(*) from pgmq.a_email").fetchone()[0] < args.mails:
@@ -79,8 +92,10 @@ def main() -> None:
                 assert capture.count == args.mails, f"{capture.count} mails for {args.mails} messages"
                 start = time.perf_counter()
                 for n in range(args.mails):
-                    connection.execute("select queue_worker.send('email', %s::jsonb, delay_seconds => 3600)",
-                                       [json.dumps(messages[n]["payload"])])
+                    connection.execute(
+                        "select queue_worker.send('email', %s::jsonb, delay_seconds => 3600)",
+                        [json.dumps(messages[n]["payload"])],
+                    )
                 single = time.perf_counter() - start
         finally:
             worker.send_signal(signal.SIGTERM)
@@ -89,8 +104,10 @@ def main() -> None:
     controller.stop()
     embedded.stop(folder, delete=True)
     print(f"enqueue {args.mails}: one batch {batch * 1e3:.0f} ms, one by one {single * 1e3:.0f} ms")
-    print(f"{args.mails} mails delivered and archived in {drained:.2f} s; smtplib alone {alone:.2f} s;"
-          f" ratio {drained / alone:.1f}")
+    print(
+        f"{args.mails} mails delivered and archived in {drained:.2f} s; smtplib alone {alone:.2f} s;"
+        f" ratio {drained / alone:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -57,22 +57,30 @@ class Broker:
     `worker` names the process in failures and among the sleepers.
     """
 
-    def __init__(self, transport: Transport, queue: str, *, worker: str, lease_seconds: float, on_success: str,
-                 max_lost: int) -> None:
+    def __init__(
+        self, transport: Transport, queue: str, *, worker: str, lease_seconds: float, on_success: str, max_lost: int
+    ) -> None:
         self.transport = transport
         self.queue = queue
         self._fixed = {"lease_seconds": float(lease_seconds), "max_lost": max_lost, "worker": worker}
         self._on_success = on_success
 
-    def turn(self, settlements: Sequence[Settlement], max_count: int, *, suspects: int = 0,
-             sleep: bool = False) -> Turn:
+    def turn(
+        self, settlements: Sequence[Settlement], max_count: int, *, suspects: int = 0, sleep: bool = False
+    ) -> Turn:
         """Settle what has ended and claim up to `max_count` messages, in one round trip.
 
         `suspects`: 0 takes none, 1 one beside other work, 2 one alone. Raises TransportUnavailable (then the same
         settlements may be sent again) or CallRefused.
         """
-        params = {"queue": self.queue, **_split(settlements, self._on_success), "max_count": max_count,
-                  **self._fixed, "suspects": suspects, "sleep": sleep}
+        params = {
+            "queue": self.queue,
+            **_split(settlements, self._on_success),
+            "max_count": max_count,
+            **self._fixed,
+            "suspects": suspects,
+            "sleep": sleep,
+        }
         return self._read(self.transport.call("queue_worker.settle_claim", params))
 
     def _read(self, rows: Rows) -> Turn:
@@ -159,8 +167,13 @@ def extend(transport: Transport, queue: str, receipts: Sequence[Receipt], lease_
 class DatabaseContext:
     """What a job can do to the database; implements `processor.JobContext` for one queue over psycopg."""
 
-    def __init__(self, pool: TransactionPool, on_success: str, timeout_for: Callable[[Message], float],
-                 cancelled: Callable[[Job[Any]], bool]) -> None:
+    def __init__(
+        self,
+        pool: TransactionPool,
+        on_success: str,
+        timeout_for: Callable[[Message], float],
+        cancelled: Callable[[Job[Any]], bool],
+    ) -> None:
         self._pool = pool
         self._on_success = on_success
         self._timeout_for = timeout_for

@@ -46,8 +46,16 @@ class Executor:
     `wake` is called when the loop has something to do; `concurrency` threads are started as they are needed.
     """
 
-    def __init__(self, processor: Processor, policy: RetryPolicy, context: JobContext | None, *, concurrency: int,
-                 settle_mark: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        policy: RetryPolicy,
+        context: JobContext | None,
+        *,
+        concurrency: int,
+        settle_mark: int,
+        wake: Callable[[], None],
+    ) -> None:
         self.processor = processor
         self.policy = policy
         self.concurrency = concurrency
@@ -245,8 +253,12 @@ def announce(queue: str, run: Run) -> None:
     name = _EVENTS[type(outcome)]
     if not events.wanted(name):
         return
-    fields: dict[str, object] = {"queue": queue, "msg_id": message.receipt.msg_id, "attempt": message.attempt,
-                                 "seconds": run.seconds}
+    fields: dict[str, object] = {
+        "queue": queue,
+        "msg_id": message.receipt.msg_id,
+        "attempt": message.attempt,
+        "seconds": run.seconds,
+    }
     if run.job is not None:
         fields["note"] = run.job.note
     for extra in ("delay", "error", "kind", "reason"):

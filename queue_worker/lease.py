@@ -33,8 +33,14 @@ class LeaseKeeper:
     `heartbeat` returns the arguments of SQL `heartbeat`; `chores` are called every ten minutes, each does a little.
     """
 
-    def __init__(self, transport: Transport, workers: Sequence[Holder], heartbeat: Callable[[], Mapping[str, Any]],
-                 chores: Sequence[Callable[[Transport], None]] = (), chore_seconds: float = 600.0) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        workers: Sequence[Holder],
+        heartbeat: Callable[[], Mapping[str, Any]],
+        chores: Sequence[Callable[[Transport], None]] = (),
+        chore_seconds: float = 600.0,
+    ) -> None:
         self._transport = transport
         self._workers = workers
         self._heartbeat = heartbeat
@@ -70,8 +76,11 @@ class LeaseKeeper:
     def _extend(self, worker: Holder) -> None:
         now = time.monotonic()
         lease, heartbeat = worker.options.lease_seconds, worker.options.heartbeat_seconds
-        due = [(run, run.message.receipt) for run in list(worker.held.values())
-               if not run.lost and run.deadline - now <= lease - heartbeat]
+        due = [
+            (run, run.message.receipt)
+            for run in list(worker.held.values())
+            if not run.lost and run.deadline - now <= lease - heartbeat
+        ]
         if not due:
             return
         try:
@@ -103,5 +112,8 @@ class LeaseKeeper:
 def overdue(worker: Holder, now: float) -> list[Run]:
     """Return what has waited for a thread for half a lease: another process may start it sooner."""
     limit = worker.options.lease_seconds / 2
-    return [run for run in list(worker.held.values())
-            if not run.started and run.outcome is None and now - run.claimed > limit]
+    return [
+        run
+        for run in list(worker.held.values())
+        if not run.started and run.outcome is None and now - run.claimed > limit
+    ]

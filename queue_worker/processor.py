@@ -54,8 +54,18 @@ class Job(Generic[P]):
     `key`: see `Message.key`.
     """
 
-    __slots__ = ("_context", "_settled", "attempt", "headers", "max_attempts", "message", "msg_id", "note",
-                 "payload", "queue")
+    __slots__ = (
+        "_context",
+        "_settled",
+        "attempt",
+        "headers",
+        "max_attempts",
+        "message",
+        "msg_id",
+        "note",
+        "payload",
+        "queue",
+    )
 
     def __init__(self, message: Message, payload: P, max_attempts: int, context: JobContext) -> None:
         self.message = message
@@ -172,7 +182,9 @@ class App:
         check_queue_name(queue)
         unknown = sorted(set(options) - set(DECORATOR_OPTIONS))
         if unknown:
-            raise ConfigError(f"processor {queue!r}: unknown option {unknown[0]!r}; known: {', '.join(DECORATOR_OPTIONS)}")
+            raise ConfigError(
+                f"processor {queue!r}: unknown option {unknown[0]!r}; known: {', '.join(DECORATOR_OPTIONS)}"
+            )
 
         def register(handler: Handler) -> Handler:
             self.add(Processor(queue, handler, model_of(handler, queue), options))

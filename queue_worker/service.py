@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from queue_worker import embedded, events, migrate
@@ -19,6 +19,7 @@ from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
 from queue_worker.health import HealthFile
 from queue_worker.lease import LeaseKeeper
+from queue_worker.listening import Listening
 from queue_worker.pauses import Backoff
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
@@ -173,14 +174,24 @@ class Service:
     def _worker(self, processor: Processor) -> QueueWorker:
         options = self.options[processor.queue]
         broker = Broker(
-            self.database.transport(receipts=True), processor.queue, worker=self.worker_id,
-            lease_seconds=options.lease_seconds, on_success=options.on_success, max_lost=options.max_lost,
+            self.database.transport(receipts=True),
+            processor.queue,
+            worker=self.worker_id,
+            lease_seconds=options.lease_seconds,
+            on_success=options.on_success,
+            max_lost=options.max_lost,
         )
         wake = threading.Event()
         policy = RetryPolicy.from_options(options)
         context = DatabaseContext(self.database.pool, options.on_success, policy.timeout_for, self._cancelled)
-        executor = Executor(processor, policy, context, concurrency=options.concurrency,
-                            settle_mark=max(1, options.batch_size // 2), wake=wake.set)
+        executor = Executor(
+            processor,
+            policy,
+            context,
+            concurrency=options.concurrency,
+            settle_mark=max(1, options.batch_size // 2),
+            wake=wake.set,
+        )
         return QueueWorker(broker, executor, options, self._gate, wake)
 
     def _cancelled(self, job: Job[Any]) -> bool:
@@ -191,13 +202,21 @@ class Service:
         return True
 
     def _supervise(self) -> Supervisor:
-        keeper = LeaseKeeper(self.database.transport(receipts=True), self.workers, self._heartbeat,
-                             [self._prune_chore(queue, options) for queue, options in self.options.items()])
+        keeper = LeaseKeeper(
+            self.database.transport(receipts=True),
+            self.workers,
+            self._heartbeat,
+            [self._prune_chore(queue, options) for queue, options in self.options.items()],
+        )
         supervisor = Supervisor(
-            self.workers, keeper, signals=self._signals, grace=self.settings.grace_seconds,
+            self.workers,
+            keeper,
+            signals=self._signals,
+            grace=self.settings.grace_seconds,
             cut_stuck=self._cut_stuck,
             report=lambda healthy: self._health.report(healthy, queues=[one.queue for one in self.processors]),
-            listen=self._listen if self._listener is not None else None, burst=self.settings.burst,
+            listening=Listening(self._listener, self.workers) if self._listener is not None else None,
+            burst=self.settings.burst,
         )
         self._supervisor = supervisor
         return supervisor
@@ -212,7 +231,10 @@ class Service:
 
     def _heartbeat(self) -> Mapping[str, Any]:
         return {
-            "worker": self.worker_id, "host": socket.gethostname(), "pid": os.getpid(), "version": __version__,
+            "worker": self.worker_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
             "queues": [worker.queue for worker in self.workers],
             "slots": sum(worker.options.concurrency for worker in self.workers),
             "busy": sum(worker.busy for worker in self.workers),
@@ -225,34 +247,24 @@ class Service:
 
         return prune
 
-    def _listen(self, ending: threading.Event) -> None:
-        """Wake loops by NOTIFY; while the listener is away, they poll."""
-        assert self._listener is not None  # noqa: S101 - started only with one
-        by_queue = {worker.queue: worker for worker in self.workers}
-        backoff = Backoff()
-        while not ending.is_set():
-            try:
-                for queue in self._listener.wait(1.0):
-                    if queue in by_queue:
-                        by_queue[queue].wake()
-                _set_listening(self.workers, True)
-                backoff.reset()
-            except TransportUnavailable:
-                _set_listening(self.workers, False)
-                ending.wait(backoff.next())
-        self._listener.close()
-
     def _announce(self) -> None:
         lines = [
             {
-                "queue": one.queue, "cycle_seconds": self.options[one.queue].cycle_seconds,
-                "batch_size": self.options[one.queue].batch_size, "concurrency": self.options[one.queue].concurrency,
+                "queue": one.queue,
+                "cycle_seconds": self.options[one.queue].cycle_seconds,
+                "batch_size": self.options[one.queue].batch_size,
+                "concurrency": self.options[one.queue].concurrency,
                 "series": RetryPolicy.from_options(self.options[one.queue]).series(),
             }
             for one in self.processors
         ]
-        events.emit("worker.ready", version=__version__, transport=self.database.description,
-                    worker=self.worker_id, queues=lines)
+        events.emit(
+            "worker.ready",
+            version=__version__,
+            transport=self.database.description,
+            worker=self.worker_id,
+            queues=lines,
+        )
         self._health.report(True, queues=[one.queue for one in self.processors])
         tell_pm2_ready()
 
@@ -272,11 +284,6 @@ class Service:
         if self._listener is not None:
             self._listener.close()
         self._health.remove()
-
-
-def _set_listening(workers: Iterable[QueueWorker], listening: bool) -> None:
-    for worker in workers:
-        worker.listen(listening)
 
 
 def tell_pm2_ready() -> None:

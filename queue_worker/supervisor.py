@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -20,6 +19,7 @@ from loguru import logger
 
 from queue_worker import events
 from queue_worker.lease import LeaseKeeper, overdue
+from queue_worker.listening import Listening
 from queue_worker.worker import QueueWorker
 
 CRASHED, GRACE_EXCEEDED, RECYCLED = 1, 70, 75
@@ -79,22 +79,30 @@ class Supervisor:
     """Runs the loops of a process until a stop is asked for, and stops them.
 
     `grace` in seconds is what running handlers get. `cut_stuck` aborts calls that stand still. `report` is called
-    about every five seconds with whether all is well. `listen` runs in a thread until its event is set. `burst`: stop
-    as soon as no queue has anything due.
+    about every five seconds with whether all is well. `burst`: stop as soon as no queue has
+    anything due.
     """
 
-    def __init__(self, workers: Sequence[QueueWorker], keeper: LeaseKeeper, *, signals: Signals, grace: float,
-                 cut_stuck: Callable[[], Any], report: Callable[[bool], None],
-                 listen: Callable[[threading.Event], None] | None = None, burst: bool = False) -> None:
+    def __init__(
+        self,
+        workers: Sequence[QueueWorker],
+        keeper: LeaseKeeper,
+        *,
+        signals: Signals,
+        grace: float,
+        cut_stuck: Callable[[], Any],
+        report: Callable[[bool], None],
+        listening: Listening | None = None,
+        burst: bool = False,
+    ) -> None:
         self.workers = workers
         self.keeper = keeper
         self.signals = signals
         self._grace = grace
         self._cut_stuck = cut_stuck
         self._report = report
-        self._listen = listen
+        self._listening = listening
         self._burst = burst
-        self._ending = threading.Event()
         self._dead: list[str] = []
         self._threads: list[threading.Thread] = []
         self._loops: list[threading.Thread] = []
@@ -112,8 +120,8 @@ class Supervisor:
         for worker in self.workers:
             self._loops.append(self._start(worker.run, f"loop-{worker.queue}"))
         self._start(self.keeper.run, "keeper")
-        if self._listen is not None:
-            self._start(partial(self._listen, self._ending), "listener")
+        if self._listening is not None:
+            self._start(self._listening.run, "listener")
         code = self._watch()
         events.emit("worker.stopping", signal=self.signals.number, code=code)
         code = self._stop(code)
@@ -165,7 +173,6 @@ class Supervisor:
             self._report(self.healthy)
 
     def _stop(self, code: int) -> int:
-        self._ending.set()
         for worker in self.workers:
             worker.stop()
         asked = self.signals.count
@@ -176,6 +183,8 @@ class Supervisor:
             self._settled(1.0 if hurried else 3.0, self.signals.count)
             code = 128 + (self.signals.number or signal.SIGINT) if hurried else (code or GRACE_EXCEEDED)
         self.keeper.stop()
+        if self._listening is not None:
+            self._listening.stop()
         for thread in self._threads:
             thread.join(1.0)
         for worker in self.workers:

@@ -54,8 +54,9 @@ class SuspectGate:
             return NONE
         return BESIDE
 
-    def answer(self, queue: str, level: int, *, took: bool = False, alone: bool = False,
-               waiting: str | None = None) -> None:
+    def answer(
+        self, queue: str, level: int, *, took: bool = False, alone: bool = False, waiting: str | None = None
+    ) -> None:
         """End the claim that `enter` allowed with `level`.
 
         `took`: it brought a suspect, `alone`: and nothing else; `waiting`: 'suspect' or 'alone' for what it left.

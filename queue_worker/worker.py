@@ -30,9 +30,17 @@ class QueueWorker:
     One thread calls `run`; `cycle` is one round trip and returns how long to wait before the next.
     """
 
-    def __init__(self, broker: Broker, executor: Executor, options: QueueOptions, gate: SuspectGate,
-                 wake: threading.Event, *, listening: bool = False,
-                 monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        executor: Executor,
+        options: QueueOptions,
+        gate: SuspectGate,
+        wake: threading.Event,
+        *,
+        listening: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.queue = broker.queue
         self.executor = executor
         self.options = options
@@ -123,8 +131,12 @@ class QueueWorker:
         sent = self._now()
         batch = self._unsent
         try:
-            turn = self._broker.turn([Settlement(run.message.receipt, run.outcome) for run in batch if run.outcome],
-                                     count, suspects=level or NONE, sleep=sleep)
+            turn = self._broker.turn(
+                [Settlement(run.message.receipt, run.outcome) for run in batch if run.outcome],
+                count,
+                suspects=level or NONE,
+                sleep=sleep,
+            )
         except TransportUnavailable as error:
             self._answer(count, level)
             return self._lose(error)
@@ -144,8 +156,9 @@ class QueueWorker:
             messages = turn.messages if turn else []
             # max(): a claim brings at most one suspect, and a generator over a full batch would cost as much as it.
             took = bool(messages) and max(map(_LOST, messages)) > 0
-            self._gate.answer(self.queue, level, took=took, alone=len(messages) == 1,
-                              waiting=turn.waiting if turn else None)
+            self._gate.answer(
+                self.queue, level, took=took, alone=len(messages) == 1, waiting=turn.waiting if turn else None
+            )
 
     def _collect(self) -> None:
         """Move finished runs to the settlements; those that their own transaction settled are done already."""
@@ -217,8 +230,15 @@ class QueueWorker:
 
     def _take(self, turn: Turn, level: int | None, sent: float) -> None:
         for msg_id, lost in turn.buried:
-            events.emit("message.dead", queue=self.queue, msg_id=msg_id, attempt=lost, reason="lost",
-                        error=f"its process ended {lost} times while it ran", seconds=0.0)
+            events.emit(
+                "message.dead",
+                queue=self.queue,
+                msg_id=msg_id,
+                attempt=lost,
+                reason="lost",
+                error=f"its process ended {lost} times while it ran",
+                seconds=0.0,
+            )
         if not turn.messages:
             return
         deadline = sent + self.options.lease_seconds
@@ -257,8 +277,12 @@ class QueueWorker:
             return BLOCKED
         if count == 0:
             return self.options.cycle_seconds
-        return when_empty(self.options.cycle_seconds, self.empty_claims,
-                          listening=self.listening and not turn.paused, next_due=turn.next_due)
+        return when_empty(
+            self.options.cycle_seconds,
+            self.empty_claims,
+            listening=self.listening and not turn.paused,
+            next_due=turn.next_due,
+        )
 
     # ------------------------------------------------------------------------------------------ trouble
 
@@ -272,13 +296,6 @@ class QueueWorker:
         self.last_turn = self._now()
         return self._backoff.next()
 
-    def _found_again(self) -> None:
-        self.connected = True
-        self._backoff.reset()
-        if self._lost_at is not None:
-            events.emit("database.back", queue=self.queue, seconds=self._now() - self._lost_at)
-            self._lost_at = None
-
     def _refuse(self, error: str, sqlstate: str) -> float:
         """The database answered with an error: this queue waits, the others go on."""
         self.last_turn = self._now()
@@ -291,4 +308,3 @@ class QueueWorker:
                 self._drop(run)
             self._unsent, self._kept = [], []
         return when_refused(self.options.cycle_seconds)
-

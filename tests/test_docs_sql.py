@@ -88,7 +88,8 @@ def test_dead_letter_shows_why_and_its_history(sent: psycopg.Connection[Any]) ->
         (receipt[0], 1, "rejected", "because")
     ]
     (one,) = run(sent, block("one message wherever it is"))
-    assert one[0]["state"] == "dead" and [f["error"] for f in one[0]["failures"]] == ["because"]
+    assert one[0]["state"] == "dead"
+    assert [f["error"] for f in one[0]["failures"]] == ["because"]
 
 
 def test_trigger_sends_the_row_and_fails_with_it(sent: psycopg.Connection[Any]) -> None:
@@ -97,7 +98,11 @@ def test_trigger_sends_the_row_and_fails_with_it(sent: psycopg.Connection[Any]) 
     payload = sent.execute("select payload from queue_worker.messages('email', 100) order by msg_id desc").fetchone()
     assert payload is not None
     assert {name: payload[0][name] for name in ("schema", "table", "op", "id", "old")} == {
-        "schema": "public", "table": "orders", "op": "INSERT", "id": 1, "old": None,
+        "schema": "public",
+        "table": "orders",
+        "op": "INSERT",
+        "id": 1,
+        "old": None,
     }
     sent.execute("drop table pgmq.q_email cascade")
     with pytest.raises(psycopg.errors.UndefinedTable, match='queue "email" does not exist'):

@@ -40,8 +40,10 @@ def project(tmp_path: Path) -> Path:
     (folder / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(ROOT / "ecosystem.config.js", folder)
     script = folder / ".venv" / "bin" / "queue-worker"
-    script.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-                      "from queue_worker.cli import main\nmain()\n")
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from queue_worker.cli import main\nmain()\n"
+    )
     script.chmod(0o755)
     (folder / "jobs.py").write_text(APP)
     return folder
@@ -51,11 +53,17 @@ def project(tmp_path: Path) -> Path:
 def pm2(project: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Call PM2 with a home of its own."""
     assert PM2.exists(), "PM2 is missing: run the tests by `make test-all`, which installs it"
-    environment = {**os.environ, "PM2_HOME": str(tmp_path / "pm2"), "PM2_DISABLE_VERSION_CHECK": "true", "NO_COLOR": "1"}
+    environment = {
+        **os.environ,
+        "PM2_HOME": str(tmp_path / "pm2"),
+        "PM2_DISABLE_VERSION_CHECK": "true",
+        "NO_COLOR": "1",
+    }
 
     def call(*arguments: str) -> str:
-        done = subprocess.run([PM2, *arguments], cwd=project, env=environment, capture_output=True, text=True,
-                              timeout=60, check=True)
+        done = subprocess.run(
+            [PM2, *arguments], cwd=project, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
         return done.stdout
 
     try:
@@ -69,9 +77,7 @@ def status(pm2: Callable[..., str]) -> dict[str, Any]:
     return {"pid": app["pid"], "status": app["pm2_env"]["status"], "restarts": app["pm2_env"]["restart_time"]}
 
 
-def test_start_stop_and_kill(
-    project: Path, pm2: Callable[..., str], dsn: str, db: psycopg.Connection[Any]
-) -> None:
+def test_start_stop_and_kill(project: Path, pm2: Callable[..., str], dsn: str, db: psycopg.Connection[Any]) -> None:
     (project / ".env").write_text(f"DATABASE_URL={dsn}\nQUEUE_WORKER_APP=jobs:app\n")
     (project / ".env").chmod(0o600)
     pm2("start", "ecosystem.config.js")

@@ -37,7 +37,7 @@ def normal(text: str) -> list[str]:
 
 
 def test_the_first_block_of_commands_is_the_two_that_do_all_the_setup() -> None:
-    commands = [block.text for block in BLOCKS if block.kind == "sh"][0]
+    commands = next(block.text for block in BLOCKS if block.kind == "sh")
     assert [line.split("#")[0].strip() for line in commands.splitlines()] == ["make demo", "make test"]
 
 
@@ -58,20 +58,35 @@ def shell(tmp_path: Path):
     """Run a script in a fresh folder with `queue-worker` on the path and the README's jobs.py in place."""
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "queue-worker"
-    script.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-                      "from queue_worker.cli import main\nmain()\n")
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from queue_worker.cli import main\nmain()\n"
+    )
     script.chmod(0o755)
     project = tmp_path / "project"
     project.mkdir()
     for block in BLOCKS:
         if block.kind == "python" and block.note:
             (project / block.note).write_text(block.text)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "QUEUE_WORKER_EMBEDDED": "1",
-                   "NO_COLOR": "1", "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "QUEUE_WORKER_EMBEDDED": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
 
     def run(text: str) -> str:
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", text], cwd=project, env=environment, timeout=100,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=project,
+            env=environment,
+            timeout=100,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout
         return done.stdout
 

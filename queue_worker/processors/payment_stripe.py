@@ -184,7 +184,7 @@ class StripeProvider:
 
 def _library() -> Any:
     try:
-        import stripe  # noqa: PLC0415 - an optional package
+        import stripe
     except ImportError:
         raise ConfigError(
             "QUEUE_WORKER_PAYMENTS_PROVIDER=stripe needs the package stripe: pip install 'queue-worker[stripe]'"

@@ -119,7 +119,7 @@ def make_processor(config: PaymentsConfig, provider_factory: ProviderFactory | N
 
 
 def _stripe(config: PaymentsConfig) -> PaymentProvider:
-    from queue_worker.processors.payment_stripe import (  # noqa: PLC0415 - only where it is used
+    from queue_worker.processors.payment_stripe import (
         ODD_CURRENCIES,
         StripeProvider,
     )

@@ -168,21 +168,31 @@ class PostgresListener:
     def __init__(self, conninfo: Callable[[], str]) -> None:
         self._conninfo = conninfo
         self._connection: psycopg.Connection[Any] | None = None
+        self._guard = threading.Lock()
 
     def wait(self, seconds: float) -> list[str]:
         """Return the queues that were named within `seconds`, as soon as one is; raises TransportUnavailable."""
         try:
             if self._connection is None:
-                self._connection = connect(self._conninfo(), pooler=False)
+                opened = connect(self._conninfo(), pooler=False)
+                with self._guard:
+                    self._connection = opened
                 self._connection.execute("listen queue_worker")
             return [note.payload for note in self._connection.notifies(timeout=seconds, stop_after=1)]
         except psycopg.Error as error:
             self.close()
             raise TransportUnavailable(describe(error)) from None
 
+    def abort(self) -> None:
+        """End a wait under way, from another thread; it then raises TransportUnavailable."""
+        with self._guard:
+            if self._connection is not None:
+                cut(self._connection)
+
     def close(self) -> None:
         """Close the connection; the next wait opens it again."""
-        connection, self._connection = self._connection, None
+        with self._guard:
+            connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()

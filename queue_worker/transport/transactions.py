@@ -30,6 +30,14 @@ _RESOLVE = 30.0
 """How long the outcome of a COMMIT without an answer is asked for, in seconds."""
 
 
+# A server that crashed gives the numbers of transactions it never wrote down to new ones, so "committed" may be said of
+# somebody else's. A message that is still held under its receipt was certainly not settled.
+_WHAT_BECAME = """
+    select x.status, case when x.status = 'committed' then queue_worker.hold(%s, %s, %s, %s) end
+    from (select pg_xact_status(%s::xid8) as status) x
+"""
+
+
 class PostgresTransaction:
     """An open transaction; implements `processor.Transaction`."""
 
@@ -115,18 +123,18 @@ class TransactionPool:
             except psycopg.Error as error:
                 if not connection.closed:
                     raise translate(error, connection) from None
-                if not self._committed(transaction_id):
+                if not self._committed(transaction_id, queue, receipt):
                     raise TransportUnavailable("the connection was lost, the transaction rolled back") from None
 
-    def _committed(self, transaction_id: str) -> bool:
+    def _committed(self, transaction_id: str, queue: str, receipt: Receipt) -> bool:
         """Ask what became of a COMMIT that was never answered; it is known or the question is asked again."""
         end = time.monotonic() + _RESOLVE
         while True:
             try:
-                with connect(self._conninfo(), pooler=self._pooler) as connection:
-                    row = connection.execute("select pg_xact_status(%s::xid8)", [transaction_id]).fetchone()
+                with connect(self._conninfo(), pooler=self._pooler) as connection, self._used(connection):
+                    row = connection.execute(_WHAT_BECAME, [queue, *receipt, transaction_id]).fetchone()
                 if row is not None and row[0] != "in progress":
-                    return bool(row[0] == "committed")
+                    return bool(row[0] == "committed" and not row[1])
             except (psycopg.Error, TransportUnavailable):
                 pass
             if time.monotonic() > end:

@@ -46,15 +46,30 @@ class Engine:
     def fill(self, count: int) -> None:
         self.rows(
             "insert into pgmq.q_QUEUE (vt, message) select clock_timestamp(), jsonb_build_object('n', g)"
-            " from generate_series(1, %s) g", count,
+            " from generate_series(1, %s) g",
+            count,
         )
 
-    def claim(self, count: int = 10, *, lease: float = 60, suspects: int = 0, max_lost: int = 5, worker: str = "w",
-              sleep: bool = False) -> list[Any]:
+    def claim(
+        self,
+        count: int = 10,
+        *,
+        lease: float = 60,
+        suspects: int = 0,
+        max_lost: int = 5,
+        worker: str = "w",
+        sleep: bool = False,
+    ) -> list[Any]:
         """Every row of the answer, messages and others."""
         return self.rows(
             "select * from queue_worker.claim(%s, %s, %s, %s, %s, %s, %s)",
-            self.queue, count, lease, suspects, max_lost, worker, sleep,
+            self.queue,
+            count,
+            lease,
+            suspects,
+            max_lost,
+            worker,
+            sleep,
         )
 
     def take(self, count: int = 1, **options: Any) -> list[Receipt]:
@@ -66,56 +81,86 @@ class Engine:
         (one,) = self.take(1, **options)
         return one
 
-    def settle(self, done: Sequence[Receipt] = (), others: Sequence[tuple[Any, ...]] = (),
-               on_success: str = "archive") -> dict[int, str]:
+    def settle(
+        self, done: Sequence[Receipt] = (), others: Sequence[tuple[Any, ...]] = (), on_success: str = "archive"
+    ) -> dict[int, str]:
         """`others`: (receipt, kind, delay, reason, error). Answers what was not settled as asked, by message id."""
         return {row.msg_id: row.kind for row in self.settle_rows(done, others, on_success)}
 
-    def settle_rows(self, done: Sequence[Receipt] = (), others: Sequence[tuple[Any, ...]] = (),
-                    on_success: str = "archive") -> list[Any]:
+    def settle_rows(
+        self, done: Sequence[Receipt] = (), others: Sequence[tuple[Any, ...]] = (), on_success: str = "archive"
+    ) -> list[Any]:
         return self.rows(
             "select * from queue_worker.settle(%s, %s::bigint[], %s::int[], %s::timestamptz[], %s,"
             " %s::bigint[], %s::int[], %s::timestamptz[], %s::text[], %s::float8[], %s::text[], %s::text[], 'w')",
-            self.queue, *columns(done), on_success, *columns([one[0] for one in others]),
-            [one[1] for one in others], [None if one[2] is None else float(one[2]) for one in others],
-            [one[3] for one in others], [one[4] for one in others],
+            self.queue,
+            *columns(done),
+            on_success,
+            *columns([one[0] for one in others]),
+            [one[1] for one in others],
+            [None if one[2] is None else float(one[2]) for one in others],
+            [one[3] for one in others],
+            [one[4] for one in others],
         )
 
     def extend(self, receipts: Sequence[Receipt], lease: float = 60) -> list[int]:
-        rows = self.rows("select * from queue_worker.extend(%s, %s::bigint[], %s::int[], %s::timestamptz[], %s)",
-                         self.queue, *columns(receipts), lease)
+        rows = self.rows(
+            "select * from queue_worker.extend(%s, %s::bigint[], %s::int[], %s::timestamptz[], %s)",
+            self.queue,
+            *columns(receipts),
+            lease,
+        )
         return [row[0] for row in rows]
 
     def release(self, receipts: Sequence[Receipt], delay: float = 0) -> int:
-        return int(self.value("select queue_worker.release(%s, %s::bigint[], %s::int[], %s::timestamptz[], %s)",
-                              self.queue, *columns(receipts), delay))
+        return int(
+            self.value(
+                "select queue_worker.release(%s, %s::bigint[], %s::int[], %s::timestamptz[], %s)",
+                self.queue,
+                *columns(receipts),
+                delay,
+            )
+        )
 
     def hold(self, one: Receipt) -> bool:
         return bool(self.value("select queue_worker.hold(%s, %s, %s, %s)", self.queue, *one))
 
     def age(self, *ids: int) -> None:
         """Let leases end: all, or those of `ids`."""
-        self.rows("update pgmq.q_QUEUE set vt = now() - interval '1 s' where %s or msg_id = any (%s)",
-                  not ids, list(ids))
+        self.rows(
+            "update pgmq.q_QUEUE set vt = now() - interval '1 s' where %s or msg_id = any (%s)", not ids, list(ids)
+        )
 
     def state(self, msg_id: int) -> Any:
         """(read_ct, visible, vt, enqueued_at) of a message in the queue, or None."""
-        found = self.rows("select read_ct, vt <= clock_timestamp() as visible, vt, enqueued_at from pgmq.q_QUEUE"
-                          " where msg_id = %s", msg_id)
+        found = self.rows(
+            "select read_ct, vt <= clock_timestamp() as visible, vt, enqueued_at from pgmq.q_QUEUE where msg_id = %s",
+            msg_id,
+        )
         return found[0] if found else None
 
     def trouble(self, msg_id: int) -> Trouble | None:
-        found = self.rows("select failures, lost, settled_ct from queue_worker_data.trouble where queue = %s"
-                          " and msg_id = %s", self.queue, msg_id)
+        found = self.rows(
+            "select failures, lost, settled_ct from queue_worker_data.trouble where queue = %s and msg_id = %s",
+            self.queue,
+            msg_id,
+        )
         return Trouble(*found[0]) if found else None
 
     def places(self, msg_id: int) -> list[str]:
         """Where a message is: queue, archive, dead."""
-        return [row[0] for row in self.rows(
-            "select 'queue' from pgmq.q_QUEUE where msg_id = %s union all"
-            " select 'archive' from pgmq.a_QUEUE where msg_id = %s union all"
-            " select 'dead' from queue_worker_data.dead_letters where queue = %s and msg_id = %s",
-            msg_id, msg_id, self.queue, msg_id)]
+        return [
+            row[0]
+            for row in self.rows(
+                "select 'queue' from pgmq.q_QUEUE where msg_id = %s union all"
+                " select 'archive' from pgmq.a_QUEUE where msg_id = %s union all"
+                " select 'dead' from queue_worker_data.dead_letters where queue = %s and msg_id = %s",
+                msg_id,
+                msg_id,
+                self.queue,
+                msg_id,
+            )
+        ]
 
     def count(self, place: str) -> int:
         table = {"queue": "pgmq.q_QUEUE", "archive": "pgmq.a_QUEUE", "dead": "queue_worker_data.dead_letters"}[place]

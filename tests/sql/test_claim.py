@@ -68,8 +68,9 @@ def test_delayed_messages_in_front_cost_a_claim_nothing(engine: Engine) -> None:
 
     touched()
     alone = touched()
-    engine.rows("insert into pgmq.q_work (vt, message)"
-                " select now() + interval '1 day', '{}' from generate_series(1, 20000)")
+    engine.rows(
+        "insert into pgmq.q_work (vt, message) select now() + interval '1 day', '{}' from generate_series(1, 20000)"
+    )
     assert touched() <= alone + 60
     engine.rows("analyze pgmq.q_work")
     assert touched() <= alone + 60
@@ -82,9 +83,11 @@ def test_a_queue_that_grows_behind_a_warm_connection_is_still_read_by_its_index(
         engine.claim(100, sleep=True)
         engine.settle(done=[(1, 1, engine.value("select now()"))])
         engine.extend([(1, 1, engine.value("select now()"))])
-    engine.rows("insert into pgmq.q_work (vt, message)"
-                " select clock_timestamp(), '{\"filler\": \"some text to make the row longer\"}'"
-                " from generate_series(1, 200000)")
+    engine.rows(
+        "insert into pgmq.q_work (vt, message)"
+        ' select clock_timestamp(), \'{"filler": "some text to make the row longer"}\''
+        " from generate_series(1, 200000)"
+    )
     pages = engine.value("select pg_relation_size('pgmq.q_work') / 8192")
     assert pages > 2000
     # Measured: 13 pages a message claimed, 22 extended; a sequential scan would touch every page of the table.
@@ -121,7 +124,9 @@ def test_a_missing_queue_is_an_error_of_the_claim_alone(engine: Engine) -> None:
 def settle_claim(engine: Engine, done: list[Receipt], count: int = 10) -> list[Any]:
     return engine.rows(
         "select * from queue_worker.settle_claim('work', %s::bigint[], %s::int[], %s::timestamptz[], 'archive',"
-        " '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s, 60, 0, 5, 'w', true)", *columns(done), count,
+        " '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s, 60, 0, 5, 'w', true)",
+        *columns(done),
+        count,
     )
 
 
@@ -163,8 +168,12 @@ def test_a_message_that_is_never_due_does_not_disturb_a_claim(engine: Engine) ->
 
 
 def sleepers(engine: Engine) -> list[str]:
-    return [row[0] for row in engine.rows("select worker from queue_worker_data.sleepers where queue = 'work'"
-                                          " and until > now() order by worker")]
+    return [
+        row[0]
+        for row in engine.rows(
+            "select worker from queue_worker_data.sleepers where queue = 'work' and until > now() order by worker"
+        )
+    ]
 
 
 def test_a_worker_that_finds_nothing_lies_down_and_gets_up_with_the_next_message(engine: Engine) -> None:
@@ -190,11 +199,14 @@ def test_an_idle_worker_writes_its_row_once_and_not_with_every_look(engine: Engi
     assert sleepers(engine) == ["w"]
 
 
-@pytest.mark.parametrize("send", [
-    "select queue_worker.send('work', '{}')",
-    "select pgmq.send('work', '{}')",
-    "select * from pgmq.send_batch('work', array['{}', '{}']::jsonb[])",
-])
+@pytest.mark.parametrize(
+    "send",
+    [
+        "select queue_worker.send('work', '{}')",
+        "select pgmq.send('work', '{}')",
+        "select * from pgmq.send_batch('work', array['{}', '{}']::jsonb[])",
+    ],
+)
 def test_a_send_notifies_only_while_somebody_sleeps(dsn: str, engine: Engine, send: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("listen queue_worker")

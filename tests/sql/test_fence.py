@@ -135,9 +135,14 @@ def test_one_stale_receipt_leaves_the_rest_of_its_set_alone(engine: Engine) -> N
     receipts = engine.take(4)
     engine.age(2)
     engine.take(1, suspects=1)
-    answer = engine.settle(done=receipts[:2], others=[(receipts[2], "failed", 0, "", "e"),
-                                                      ((99, 1, receipts[0][2]), "failed", 0, "", "e"),
-                                                      (receipts[3], "dead", 0, "rejected", "e")])
+    answer = engine.settle(
+        done=receipts[:2],
+        others=[
+            (receipts[2], "failed", 0, "", "e"),
+            ((99, 1, receipts[0][2]), "failed", 0, "", "e"),
+            (receipts[3], "dead", 0, "rejected", "e"),
+        ],
+    )
     assert answer == {2: "stale", 99: "gone"}
     assert [engine.places(one) for one in (1, 2, 3, 4)] == [["archive"], ["queue"], ["queue"], ["dead"]]
 
@@ -188,8 +193,11 @@ def test_a_settle_that_waits_for_the_row_lock_of_a_new_claim_loses(dsn: str, eng
     msg_id = engine.send()
     old = engine.take_one()
     engine.age(msg_id)
-    with (psycopg.connect(dsn) as claimer, psycopg.connect(dsn, autocommit=True) as watcher,
-          ThreadPoolExecutor(1) as pool):
+    with (
+        psycopg.connect(dsn) as claimer,
+        psycopg.connect(dsn, autocommit=True) as watcher,
+        ThreadPoolExecutor(1) as pool,
+    ):
         new = Engine(claimer).take_one(suspects=1)  # holds the row lock until it commits
         late = pool.submit(engine.settle, [old])
         wait_until(lambda: waits_for_a_lock(watcher))
@@ -199,8 +207,11 @@ def test_a_settle_that_waits_for_the_row_lock_of_a_new_claim_loses(dsn: str, eng
 
 
 def waits_for_a_lock(connection: psycopg.Connection[Any]) -> bool:
-    return bool(connection.execute("select 1 from pg_stat_activity where datname = current_database()"
-                                   " and wait_event_type = 'Lock'").fetchone())
+    return bool(
+        connection.execute(
+            "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        ).fetchone()
+    )
 
 
 def test_a_row_that_a_handler_holds_does_not_block_the_leases_of_its_neighbours(dsn: str, engine: Engine) -> None:
@@ -221,8 +232,9 @@ def test_a_row_that_somebody_keeps_locked_does_not_stop_the_settles_of_its_neigh
     with psycopg.connect(dsn) as handler:
         assert Engine(handler).hold(receipts[1])
         engine.rows("set statement_timeout = '20s'")
-        rows = engine.settle_rows(done=receipts[:2], others=[(receipts[2], "failed", 0, "", "e"),
-                                                             (receipts[3], "release", 0, "", "")])
+        rows = engine.settle_rows(
+            done=receipts[:2], others=[(receipts[2], "failed", 0, "", "e"), (receipts[3], "release", 0, "", "")]
+        )
         assert [(row.kind, row.msg_id, row.detail[:5]) for row in rows] == [("error", 2, "55P03")]
     assert engine.settle(done=[receipts[1]]) == {}
     assert engine.count("archive") == 2

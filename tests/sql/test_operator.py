@@ -15,31 +15,62 @@ from tests.sql.engine import Engine
 BAD_NAMES = ["", "Work", "1st", "a b", "a;drop", "a--b", "a" * 48, 'x"y', "été", None]
 
 
-@pytest.mark.parametrize("call", [
-    "create_queue(%s)", "pause(%s)", "send(%s, '{}')", "send_batch(%s, '[]')", "redrive(%s)", "discard(%s)",
-    "messages(%s)", "archived(%s)", "message(%s, 1)", "claim(%s, 1, 60)", "prune(%s, 1)",
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "create_queue(%s)",
+        "pause(%s)",
+        "send(%s, '{}')",
+        "send_batch(%s, '[]')",
+        "redrive(%s)",
+        "discard(%s)",
+        "messages(%s)",
+        "archived(%s)",
+        "message(%s, 1)",
+        "claim(%s, 1, 60)",
+        "prune(%s, 1)",
+    ],
+)
 def test_a_bad_queue_name_is_refused_everywhere(engine: Engine, call: str) -> None:
     for name in BAD_NAMES:
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="is not allowed"):
             engine.rows(f"select * from queue_worker.{call}", name)
 
 
-@pytest.mark.parametrize("call", ["send('nowhere', '{}')", "send_batch('nowhere', '[{\"payload\": {}}]')",
-                                  "messages('nowhere')", "archived('nowhere')", "message('nowhere', 1)"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "send('nowhere', '{}')",
+        "send_batch('nowhere', '[{\"payload\": {}}]')",
+        "messages('nowhere')",
+        "archived('nowhere')",
+        "message('nowhere', 1)",
+    ],
+)
 def test_a_missing_queue_is_named_with_the_line_that_makes_it(engine: Engine, call: str) -> None:
     with pytest.raises(psycopg.errors.UndefinedTable, match='queue "nowhere" does not exist') as error:
         engine.rows(f"select * from queue_worker.{call}")
     assert error.value.diag.message_hint == "select queue_worker.create_queue('nowhere');"
 
 
-@pytest.mark.parametrize(("arguments", "word"), [
-    ("null", "payload"), ("'null'", "payload"), ("'5'", "payload"), ("'[]'", "payload"), ("'\"x\"'", "payload"),
-    ("jsonb_build_object('x', repeat('x', 262144))", "262144"), ("'{}', headers => '[]'", "headers"),
-    ("'{}', max_attempts => 0", "max_attempts"), ("'{}', retry_delay_seconds => -1", "retry_delay_seconds"),
-    ("'{}', timeout_seconds => 0", "timeout_seconds"), ("'{}', -1", "delay_seconds"),
-    ("'{}', 5, now()", "delay_seconds or run_at"), ("'{}', run_at => 'infinity'", "run_at"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ("null", "payload"),
+        ("'null'", "payload"),
+        ("'5'", "payload"),
+        ("'[]'", "payload"),
+        ("'\"x\"'", "payload"),
+        ("jsonb_build_object('x', repeat('x', 262144))", "262144"),
+        ("'{}', headers => '[]'", "headers"),
+        ("'{}', max_attempts => 0", "max_attempts"),
+        ("'{}', retry_delay_seconds => -1", "retry_delay_seconds"),
+        ("'{}', timeout_seconds => 0", "timeout_seconds"),
+        ("'{}', -1", "delay_seconds"),
+        ("'{}', 5, now()", "delay_seconds or run_at"),
+        ("'{}', run_at => 'infinity'", "run_at"),
+    ],
+)
 def test_a_wrong_option_is_refused_by_name(engine: Engine, arguments: str, word: str) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=word):
         engine.rows(f"select queue_worker.send('work', {arguments})")
@@ -47,8 +78,10 @@ def test_a_wrong_option_is_refused_by_name(engine: Engine, arguments: str, word:
 
 
 def test_options_travel_in_the_headers_and_the_due_time(engine: Engine) -> None:
-    engine.rows("select queue_worker.send('work', '{\"a\": 1}', delay_seconds => 60, max_attempts => 3,"
-                " retry_delay_seconds => 0, timeout_seconds => 9, headers => '{\"key\": \"k\"}')")
+    engine.rows(
+        "select queue_worker.send('work', '{\"a\": 1}', delay_seconds => 60, max_attempts => 3,"
+        ' retry_delay_seconds => 0, timeout_seconds => 9, headers => \'{"key": "k"}\')'
+    )
     (row,) = engine.rows("select * from queue_worker.messages('work')")
     assert row.headers == {"key": "k", "max_attempts": 3, "retry_delay_seconds": 0, "timeout_seconds": 9}
     assert (row.state, row.attempt, row.payload) == ("delayed", 1, {"a": 1})
@@ -102,8 +135,9 @@ def test_a_redriven_message_keeps_its_payload_headers_key_and_history(engine: En
     key = row.headers.pop("key")
     assert key.startswith(f"work:{msg_id}:")
     assert row.headers == {"max_attempts": 2, "redriven_from": dead_id}
-    assert [f["error"] for f in engine.rows("select * from queue_worker.message('work', %s)", row.msg_id)[0].failures] \
-        == ["why"]
+    assert [
+        f["error"] for f in engine.rows("select * from queue_worker.message('work', %s)", row.msg_id)[0].failures
+    ] == ["why"]
     again = bury_claimed(engine)
     engine.rows("select queue_worker.redrive('work')")
     (row,) = engine.rows("select * from queue_worker.messages('work')")
@@ -144,7 +178,11 @@ def test_redrive_and_discard_take_the_ones_named_and_leave_the_rest(engine: Engi
     assert engine.places(waiting) == ["queue"]
     assert (engine.count("queue"), engine.count("dead")) == (3, 0)
     assert [row.action for row in engine.rows("select action from queue_worker.audit order by audit_id")] == [
-        "redrive", "redrive", "discard", "discard"]
+        "redrive",
+        "redrive",
+        "discard",
+        "discard",
+    ]
 
 
 def test_a_message_is_found_in_every_state(engine: Engine) -> None:
@@ -192,8 +230,10 @@ def orders(engine: Engine) -> Engine:
 
 def add_trigger(engine: Engine, queue: str, mode: str = "") -> None:
     arguments = f"'{queue}'" + (f", '{mode}'" if mode else "")
-    engine.rows("create trigger t after insert or update or delete on orders for each row"
-                f" execute function queue_worker.send_row({arguments})")
+    engine.rows(
+        "create trigger t after insert or update or delete on orders for each row"
+        f" execute function queue_worker.send_row({arguments})"
+    )
 
 
 def test_a_strict_trigger_fails_with_its_row_and_a_best_effort_one_lets_it_pass(orders: Engine) -> None:
@@ -218,8 +258,10 @@ def test_a_row_that_can_never_be_sent_holds_up_no_other(orders: Engine) -> None:
     orders.rows("insert into orders values (2, repeat('x', 300000)), (3, 'fine')")
     later = Engine(orders.connection, "later").create()
     assert [later.value("select queue_worker.resend_unsent('later', 1)") for _ in range(3)] == [0, 1, 0]
-    assert later.rows("select (payload -> 'id')::int as id, error like '%262144%' as why"
-                      " from queue_worker_data.unsent where queue = 'later'") == [(2, True)]
+    assert later.rows(
+        "select (payload -> 'id')::int as id, error like '%262144%' as why"
+        " from queue_worker_data.unsent where queue = 'later'"
+    ) == [(2, True)]
 
 
 def test_triggers_tell_what_happened(orders: Engine) -> None:
@@ -229,7 +271,10 @@ def test_triggers_tell_what_happened(orders: Engine) -> None:
     orders.rows("delete from orders")
     seen = [row[0] for row in orders.rows("select message from pgmq.q_work order by msg_id")]
     assert [(one["op"], one["id"], one["table"]) for one in seen] == [
-        ("INSERT", 1, "orders"), ("UPDATE", 1, "orders"), ("DELETE", 1, "orders")]
+        ("INSERT", 1, "orders"),
+        ("UPDATE", 1, "orders"),
+        ("DELETE", 1, "orders"),
+    ]
     assert (seen[1]["old"]["note"], seen[1]["new"]["note"]) == ("a", "b")
 
 
@@ -237,8 +282,10 @@ def test_pruning_takes_what_is_old_and_nothing_else(engine: Engine) -> None:
     engine.fill(4)
     engine.settle(done=engine.take(2), others=[(engine.take_one(), "failed", 0, "", "e")])
     engine.rows("update pgmq.a_work set archived_at = now() - interval '8 d' where msg_id = 1")
-    engine.rows("insert into queue_worker_data.trouble (queue, msg_id, enqueued_at, updated_at)"
-                " values ('work', 77, now(), now() - interval '2 d')")
+    engine.rows(
+        "insert into queue_worker_data.trouble (queue, msg_id, enqueued_at, updated_at)"
+        " values ('work', 77, now(), now() - interval '2 d')"
+    )
     engine.rows("update queue_worker_data.failures set failed_at = now() - interval '31 d'")
     engine.rows("update queue_worker_data.trouble set updated_at = now() - interval '2 d'")
     assert engine.value("select queue_worker.prune('work', 604800)") == 1

@@ -43,8 +43,9 @@ def test_a_delay_beyond_reason_is_cut_to_a_year(engine: Engine) -> None:
     assert engine.state(receipts[-1][0]).visible
 
 
-@pytest.mark.parametrize("bad", [("failed", 0, "", None), ("dead", 0, None, "e"), ("dead", 0, "r", None),
-                                 (None, 0, "", "e")])
+@pytest.mark.parametrize(
+    "bad", [("failed", 0, "", None), ("dead", 0, None, "e"), ("dead", 0, "r", None), (None, 0, "", "e")]
+)
 def test_an_outcome_with_a_missing_part_is_an_error_of_its_own(engine: Engine, bad: tuple[Any, ...]) -> None:
     engine.fill(3)
     receipts = engine.take(3)
@@ -81,7 +82,10 @@ def test_attempts_are_counted_beside_the_queue_and_forgotten_with_success(engine
         assert row.failures == failures
         engine.settle(others=[((row.msg_id, row.read_ct, row.enqueued_at), "failed", 0, "", f"e{failures}")])
     assert engine.rows("select attempt, kind, error from queue_worker.failures order by failure_id") == [
-        (1, "failed", "e0"), (2, "failed", "e1"), (3, "failed", "e2")]
+        (1, "failed", "e0"),
+        (2, "failed", "e1"),
+        (3, "failed", "e2"),
+    ]
     engine.settle(done=[engine.take_one()], on_success="delete")
     assert engine.trouble(1) is None
 
@@ -93,5 +97,7 @@ def test_a_dead_letter_counts_the_attempt_that_killed_it(engine: Engine) -> None
     engine.settle(others=[(engine.take_one(), "dead", 0, "attempts", "second")])
     engine.settle(others=[(engine.take_one(), "dead", 0, "invalid", "first and last")])
     assert engine.rows("select msg_id, attempts, reason, error from queue_worker.dead_letters order by msg_id") == [
-        (1, 2, "attempts", "second"), (2, 1, "invalid", "first and last")]
+        (1, 2, "attempts", "second"),
+        (2, 1, "invalid", "first and last"),
+    ]
     assert engine.rows("select * from queue_worker_data.trouble") == []

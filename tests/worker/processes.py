@@ -70,8 +70,12 @@ class Zygote:
     def __init__(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("QUEUE_WORKER_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.worker.scripts.zygote"], cwd=_ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "tests.worker.scripts.zygote"],
+            cwd=_ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self.codes: dict[int, int] = {}
         self._pids: dict[int, int] = {}
@@ -89,13 +93,27 @@ class Zygote:
             else:
                 self.codes[said["pid"]] = said["code"]
 
-    def start(self, dsn: str, folder: Path, queues: Sequence[str] = ("work",), *, options: dict[str, Any] | None = None,
-              **settings: Any) -> Process:
+    def start(
+        self,
+        dsn: str,
+        folder: Path,
+        queues: Sequence[str] = ("work",),
+        *,
+        options: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Process:
         """Start a worker of `queues`; `options` are those of the decorator, `settings` as on the command line."""
         number = next(self._ids)
         log = folder / f"worker-{number}.log"
-        order = {"id": number, "dsn": dsn, "queues": list(queues), "options": {"cycle": 0.1, **(options or {})},
-                 "settings": settings, "log": str(log), "state": str(folder / f"state-{number}")}
+        order = {
+            "id": number,
+            "dsn": dsn,
+            "queues": list(queues),
+            "options": {"cycle": 0.1, **(options or {})},
+            "settings": settings,
+            "log": str(log),
+            "state": str(folder / f"state-{number}"),
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

@@ -23,9 +23,13 @@ def fails(job: Job[dict[str, Any]]) -> None:
 
 def delays(engine: Engine) -> list[int]:
     """The recorded delays of all retries, in whole seconds."""
-    return [row[0] for row in engine.rows(
-        "select round(extract(epoch from retry_at - failed_at))::int from queue_worker.failures"
-        " where retry_at is not null order by failure_id")]
+    return [
+        row[0]
+        for row in engine.rows(
+            "select round(extract(epoch from retry_at - failed_at))::int from queue_worker.failures"
+            " where retry_at is not null order by failure_id"
+        )
+    ]
 
 
 def run_to_the_end(dsn: str, engine: Engine, handler: Any = fails, **options: Any) -> None:
@@ -35,8 +39,10 @@ def run_to_the_end(dsn: str, engine: Engine, handler: Any = fails, **options: An
         while not engine.count("archive") + engine.count("dead"):
             wait_until(lambda seen=seen: len(retried) > seen or engine.count("archive") + engine.count("dead"), 20)
             seen = len(retried)
-            engine.rows("update pgmq.q_QUEUE set vt = now() where vt > now() + interval '30 s'"
-                        " and exists (select from queue_worker_data.trouble t where settled_ct = read_ct)")
+            engine.rows(
+                "update pgmq.q_QUEUE set vt = now() where vt > now() + interval '30 s'"
+                " and exists (select from queue_worker_data.trouble t where settled_ct = read_ct)"
+            )
 
 
 def test_the_series_of_delays_is_exact_and_ends_in_the_dead_letters(dsn: str, engine: Engine) -> None:
@@ -44,7 +50,9 @@ def test_the_series_of_delays_is_exact_and_ends_in_the_dead_letters(dsn: str, en
     run_to_the_end(dsn, engine)
     assert delays(engine) == [60, 120, 240, 480, 960]
     assert engine.rows("select attempt, kind from queue_worker.failures order by failure_id") == [
-        *((n, "failed") for n in range(1, 6)), (6, "dead")]
+        *((n, "failed") for n in range(1, 6)),
+        (6, "dead"),
+    ]
     (dead,) = engine.rows("select reason, attempts, error from queue_worker.dead_letters")
     assert dead[:2] == ("attempts", 6)
     assert dead.error.startswith("ValueError: attempt 6 of 6")
@@ -74,7 +82,8 @@ def test_a_handler_steers_by_retry_and_reject(dsn: str, engine: Engine) -> None:
     run_to_the_end(dsn, engine, handle)
     assert delays(engine) == [333]
     assert engine.rows("select reason, attempts, error from queue_worker.dead_letters") == [
-        ("rejected", 2, "wrong account")]
+        ("rejected", 2, "wrong account")
+    ]
 
 
 def test_success_forgets_the_failures_before_it(dsn: str, engine: Engine) -> None:

@@ -35,15 +35,40 @@ GOOD_PAYLOADS = {
     "big integer": '{"n": 123456789012345678901234567890}',
 }
 
-HEADERS = ["5", "null", "true", '"text"', "[1]", "[" * 1500 + "]" * 1500, '{"n": 1e5000}', '{"priority": "high"}',
-           '{"priority": 1e300}', '{"max_attempts": "x"}', '{"max_attempts": 1e5000}', '{"max_attempts": -1}',
-           '{"timeout_seconds": "soon"}', '{"timeout_seconds": -5}', '{"retry_delay_seconds": {}}',
-           '{"redriven_from": 1e300}', '{"key": [1]}', '{"key": null}', '{"group_key": {"a": 1}}', "{}", None]
+HEADERS = [
+    "5",
+    "null",
+    "true",
+    '"text"',
+    "[1]",
+    "[" * 1500 + "]" * 1500,
+    '{"n": 1e5000}',
+    '{"priority": "high"}',
+    '{"priority": 1e300}',
+    '{"max_attempts": "x"}',
+    '{"max_attempts": 1e5000}',
+    '{"max_attempts": -1}',
+    '{"timeout_seconds": "soon"}',
+    '{"timeout_seconds": -5}',
+    '{"retry_delay_seconds": {}}',
+    '{"redriven_from": 1e300}',
+    '{"key": [1]}',
+    '{"key": null}',
+    '{"group_key": {"a": 1}}',
+    "{}",
+    None,
+]
 
 
 def insert(engine: Engine, payload: str | None, headers: str | None = None) -> int:
-    return int(engine.value("insert into pgmq.q_QUEUE (vt, message, headers) values (clock_timestamp(), %s::jsonb,"
-                            " %s::jsonb) returning msg_id", payload, headers))
+    return int(
+        engine.value(
+            "insert into pgmq.q_QUEUE (vt, message, headers) values (clock_timestamp(), %s::jsonb,"
+            " %s::jsonb) returning msg_id",
+            payload,
+            headers,
+        )
+    )
 
 
 def drained(engine: Engine) -> None:
@@ -158,8 +183,10 @@ def test_a_result_that_cannot_be_stored_costs_an_attempt_and_says_why(dsn: str, 
 def test_results_wait_for_a_database_that_is_in_trouble(dsn: str, engine: Engine) -> None:
     """A disk that is full, here a trigger that says so, charges nobody and runs nothing twice."""
     starts: list[int] = []
-    engine.rows("create function full_disk() returns trigger language plpgsql as"
-                " $$ begin raise 'disk is full' using errcode = '53100'; end $$")
+    engine.rows(
+        "create function full_disk() returns trigger language plpgsql as"
+        " $$ begin raise 'disk is full' using errcode = '53100'; end $$"
+    )
     engine.rows("create trigger full_disk before insert on pgmq.a_work execute function full_disk()")
     ids = [engine.send({}) for _ in range(30)]
     with events.capture("queue.error") as errors, running(dsn, app_of(lambda job: starts.append(job.msg_id))):

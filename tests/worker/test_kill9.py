@@ -32,7 +32,9 @@ def fill(engine: Engine) -> None:
         engine.rows(f"select queue_worker.create_queue('{queue}')")
         engine.rows(
             f"insert into pgmq.q_{queue} (vt, message) select now(), jsonb_build_object('key', '{queue}-' || g, 'do',"
-            " case when g %% 3 = 0 then 'nothing' else 'effect' end) from generate_series(1, %s) g", MESSAGES)
+            " case when g %% 3 = 0 then 'nothing' else 'effect' end) from generate_series(1, %s) g",
+            MESSAGES,
+        )
 
 
 def archived(engine: Engine) -> int:

@@ -169,12 +169,17 @@ def test_a_process_whose_threads_are_all_stuck_asks_for_a_restart(dsn: str, engi
 
 def test_what_waits_for_half_a_lease_goes_back_uncharged(dsn: str, engine: Engine) -> None:
     door = Door()
-    with events.capture("message.released") as released, running(
-        dsn, app_of(lambda job: door.wait(job.msg_id) if "wait" in job.payload else None, concurrency=1, lease=4)
-    ) as worker:
+    with (
+        events.capture("message.released") as released,
+        running(
+            dsn, app_of(lambda job: door.wait(job.msg_id) if "wait" in job.payload else None, concurrency=1, lease=4)
+        ) as worker,
+    ):
         fast_ones(engine)
-        engine.rows("insert into pgmq.q_QUEUE (vt, message) select now(), case g when 1 then '{\"wait\": 1}' else '{}'"
-                    " end::jsonb from generate_series(1, 20) g")
+        engine.rows(
+            "insert into pgmq.q_QUEUE (vt, message) select now(), case g when 1 then '{\"wait\": 1}' else '{}'"
+            " end::jsonb from generate_series(1, 20) g"
+        )
         door.reached()
         held = held_beside(engine, door)
         wait_until(lambda: {fields["msg_id"] for _, fields in released} >= held, 20)
@@ -204,8 +209,14 @@ def held_beside(engine: Engine, door: Door) -> set[int]:
 def executor_of(handler: Any, concurrency: int = 1) -> Executor:
     options = load_settings({"database_url": "postgresql://localhost/x"}).options_for("work", {})
     context = DatabaseContext(None, "archive", lambda message: 60.0, lambda job: False)  # type: ignore[arg-type]
-    return Executor(Processor("work", handler), RetryPolicy.from_options(options), context, concurrency=concurrency,
-                    settle_mark=1, wake=lambda: None)
+    return Executor(
+        Processor("work", handler),
+        RetryPolicy.from_options(options),
+        context,
+        concurrency=concurrency,
+        settle_mark=1,
+        wake=lambda: None,
+    )
 
 
 def run_of(msg_id: int, deadline: float = float("inf")) -> Run:
@@ -279,5 +290,3 @@ def test_the_threads_of_an_executor_end_with_it() -> None:
     executor.close()
     assert executor.join(10)
     assert set(threading.enumerate()) == before
-
-

@@ -31,14 +31,11 @@ def test_a_stop_lets_running_handlers_finish_and_gives_the_rest_back(dsn: str, e
             door.wait(job.msg_id)
             finished.append(job.msg_id)
 
-    with events.capture("worker.stopped") as stopped, running(
-        dsn, app_of(handle, concurrency=2, lease=600)
-    ) as worker:
+    with events.capture("worker.stopped") as stopped, running(dsn, app_of(handle, concurrency=2, lease=600)) as worker:
         # Quick ones first, so that the loop claims ahead of its threads.
         engine.rows("insert into pgmq.q_work (vt, message) select now(), '{}' from generate_series(1, 100)")
         wait_until(lambda: engine.count("archive") == 100)
-        engine.rows("insert into pgmq.q_work (vt, message)"
-                    " select now(), '{\"wait\": 1}' from generate_series(1, 12)")
+        engine.rows("insert into pgmq.q_work (vt, message) select now(), '{\"wait\": 1}' from generate_series(1, 12)")
         door.reached(2)
         wait_until(lambda: invisible(engine) > 2)
         worker.service.stop()
@@ -185,17 +182,20 @@ def later(seconds: float) -> None:
     wait_until(lambda: time.monotonic() > end)
 
 
-def test_sigterm_finishes_what_runs_and_exits_clean(
-    dsn: str, engine: Engine, zygote: Zygote, tmp_path: Path
-) -> None:
+def test_sigterm_finishes_what_runs_and_exits_clean(dsn: str, engine: Engine, zygote: Zygote, tmp_path: Path) -> None:
     waiting = Waiting(zygote, dsn, tmp_path, engine)
     waiting.process.signal(signal.SIGTERM)
     wait_until(lambda: waiting.process.events("worker.stopping"))
     waiting.let_go()
     assert waiting.process.ended() == 0
     assert (engine.count("archive"), engine.count("queue"), invisible(engine)) == (2, 4, 0)
-    assert engine.value("select count(*) from pg_stat_activity where application_name = 'queue_worker'"
-                        " and datname = current_database()") == 0
+    assert (
+        engine.value(
+            "select count(*) from pg_stat_activity where application_name = 'queue_worker'"
+            " and datname = current_database()"
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -237,9 +237,7 @@ def test_a_grace_exceeded_by_a_process_is_exit_70(dsn: str, engine: Engine, zygo
     assert engine.value("select bool_and(vt < clock_timestamp() + interval '5 s') from pgmq.q_work")
 
 
-def test_all_threads_stuck_is_exit_75_of_the_process(
-    dsn: str, engine: Engine, zygote: Zygote, tmp_path: Path
-) -> None:
+def test_all_threads_stuck_is_exit_75_of_the_process(dsn: str, engine: Engine, zygote: Zygote, tmp_path: Path) -> None:
     engine.rows(NOTES)
     with lock_of(tmp_path) as lock:
         engine.send({"do": "wait", "lock": lock.name})

@@ -162,8 +162,12 @@ def lost(engine: Engine, payload: dict[str, Any], times: int) -> int:
     """Send a message whose process has ended `times` times while it ran as a suspect."""
     msg_id = engine.send(payload)
     engine.rows("update pgmq.q_QUEUE set read_ct = 1 where msg_id = %s", msg_id)
-    engine.rows("insert into queue_worker_data.trouble (queue, msg_id, enqueued_at, lost)"
-                " select 'QUEUE', msg_id, enqueued_at, %s from pgmq.q_QUEUE where msg_id = %s", times, msg_id)
+    engine.rows(
+        "insert into queue_worker_data.trouble (queue, msg_id, enqueued_at, lost)"
+        " select 'QUEUE', msg_id, enqueued_at, %s from pgmq.q_QUEUE where msg_id = %s",
+        times,
+        msg_id,
+    )
     return msg_id
 
 

@@ -1,0 +1,66 @@
+"""Wakes the loops by NOTIFY; while that connection is away, they poll."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from queue_worker.errors import TransportUnavailable
+from queue_worker.pauses import Backoff
+
+_LOOK_SECONDS = 1.0
+
+
+class Listener(Protocol):
+    """A connection that waits for NOTIFY."""
+
+    def wait(self, seconds: float) -> list[str]: ...
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Sleeper(Protocol):
+    """A loop that can be woken."""
+
+    queue: str
+
+    def wake(self) -> None: ...
+
+    def listen(self, listening: bool) -> None: ...
+
+
+class Listening:
+    """Runs `listener` for `workers`; one thread calls `run`."""
+
+    def __init__(self, listener: Listener, workers: Sequence[Sleeper]) -> None:
+        self._listener = listener
+        self._workers = workers
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Wake loops until `stop`."""
+        by_queue = {worker.queue: worker for worker in self._workers}
+        backoff = Backoff()
+        while not self._ending.is_set():
+            try:
+                for queue in self._listener.wait(_LOOK_SECONDS):
+                    if queue in by_queue:
+                        by_queue[queue].wake()
+                self._tell(True)
+                backoff.reset()
+            except TransportUnavailable:
+                self._tell(False)
+                self._ending.wait(backoff.next())
+        self._listener.close()
+
+    def stop(self) -> None:
+        """End `run` at once."""
+        self._ending.set()
+        self._listener.abort()
+
+    def _tell(self, listening: bool) -> None:
+        for worker in self._workers:
+            worker.listen(listening)
