@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,9 +179,15 @@ class DatabaseContext:
         self._on_success = on_success
         self._timeout_for = timeout_for
         self._cancelled = cancelled
+        # Inside its own transaction a handler's calls use that connection: they commit with it, and a handler that held
+        # one connection while it waited for a second would stand still with all the others.
+        self._open = threading.local()
 
     def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Job.call`."""
+        transaction: Transaction | None = getattr(self._open, "transaction", None)
+        if transaction is not None:
+            return transaction.call(function, params)
         return self._pool.call(function, params).dicts()
 
     @contextmanager
@@ -188,15 +195,19 @@ class DatabaseContext:
         """See `Job.transaction`."""
         seconds = self._timeout_for(job.message)
         with self._pool.settling(job.queue, job.message.receipt, self._on_success, seconds) as transaction:
-            yield transaction
+            self._open.transaction = transaction
+            try:
+                yield transaction
+            finally:
+                self._open.transaction = None
         job.mark_settled()
 
     def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int:
         """See `Job.send`."""
-        rows = self._pool.call("queue_worker.send", {"queue": queue, "payload": payload, **options})
-        if not rows.rows:
+        rows = self.call("queue_worker.send", {"queue": queue, "payload": payload, **options})
+        if not rows:
             raise TransportError(f"queue {queue!r}: send returned no id")
-        return int(rows.rows[0][0])
+        return int(rows[0]["send"])
 
     def cancelled(self, job: Job[Any]) -> bool:
         """See `Job.cancelled`."""

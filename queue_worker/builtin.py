@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from queue_worker.config import Settings
+from queue_worker.errors import ConfigError
 from queue_worker.processor import Processor
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ def _reports(settings: Settings) -> Processor:
 def _payments(settings: Settings) -> Processor:
     from queue_worker.processors.payments import PaymentsConfig, make_processor
 
+    # Real bills must not be settled by a provider that nobody chose.
+    if settings.payments_source and not settings.is_set("payments_provider"):
+        raise ConfigError("QUEUE_WORKER_PAYMENTS_PROVIDER is not set: sandbox (moves no money) or stripe")
     return make_processor(
         PaymentsConfig(
             source=settings.payments_source,

@@ -8,12 +8,10 @@ its parts `config_*` are the only readers of the environment.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-from urllib.parse import unquote
 
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
@@ -34,7 +32,7 @@ from queue_worker.config_options import (
     retry_horizon,
 )
 from queue_worker.config_sources import DEFAULT, read_layers, variables
-from queue_worker.config_text import postgres_url, show
+from queue_worker.config_text import passwords, postgres_url, show
 from queue_worker.errors import ConfigError
 
 __all__ = [
@@ -117,6 +115,10 @@ class Settings(Fields):
             )
         return options
 
+    def is_set(self, field: str) -> bool:
+        """Return whether a source sets `field`, even if to its default."""
+        return field in self._sources
+
     def check_queues(self, queues: Iterable[str]) -> list[str]:
         """Check the per-queue variables against the `queues` that exist here; returns warnings, one line each.
 
@@ -137,11 +139,7 @@ class Settings(Fields):
     def secret_values(self) -> tuple[str, ...]:
         """Return every secret in clear, for `log.register_secret`; never show them."""
         values = [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
-        password = re.match(r"\w+://[^:/?@]*:([^/?@]+)@", self.dsn or "") or re.search(
-            r"password\s*=\s*'?([^'\s]+)", self.dsn or ""
-        )
-        if password:
-            values += [password[1], unquote(password[1])]
+        values += passwords(self.dsn or "")
         return tuple(dict.fromkeys(value for value in values if value))
 
     def explain(self) -> list[Setting]:
@@ -251,3 +249,9 @@ def _check(settings: Settings) -> None:
     configured = {queue for layer in settings._layers for queue in layer.queues}
     for queue in sorted({"email", "payments", *configured}):
         settings.options_for(queue)
+    limit = settings.options_for("email").timeout_seconds
+    if settings.smtp_host and settings.smtp_timeout_seconds >= limit:
+        raise ConfigError(
+            f"QUEUE_WORKER_SMTP_TIMEOUT_SECONDS ({settings.smtp_timeout_seconds:g}) must be less than the time limit of"
+            f" queue 'email' ({limit:g}): a silent mail server would outlast every run"
+        )

@@ -121,7 +121,10 @@ class Fields(BaseSettings):
     smtp_allow_plain: bool = Field(False, description="Allow SMTP without TLS to a host other than this machine")
     smtp_ca_file: Path | None = Field(None, description="PEM file of the authority that signed the mail server")
     smtp_timeout_seconds: float = Field(
-        60.0, gt=0, le=600, description="Longest wait for one answer of the mail server, seconds"
+        10.0,
+        gt=0,
+        le=600,
+        description="Longest wait for one answer of the mail server, seconds; below the time limit of queue email",
     )
     outbox_dir: Path = Field(Path(".queue-worker/outbox"), description="Folder for .eml files")
     email_unknown: Literal["resend", "hold"] = Field(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pydantic import SecretStr
 
 MASK = "********"
+
+_URL_PASSWORD = re.compile(r"\w+://[^:/?@]*:([^/?@]+)@")
+_QUERY_PASSWORD = re.compile(r"[?&](?:ssl)?password=([^&#]+)", re.IGNORECASE)
+_PAIR_PASSWORD = re.compile(r"(?<!\w)(?:ssl)?password\s*=\s*(?:'((?:\\.|[^'\\])*)'?|((?:\\.|[^\s\\'])+))", re.DOTALL)
 
 # The user and the password are greedy up to the last '@', so that a wrongly quoted password is hidden as a whole.
 _PLAIN_URL = re.compile(r"(postgres(?:ql)?://[^:/?#@]*)(:.*)?@([^@/?#]*(?:/[^@?#]*)?)(\?[^@]*)?", re.DOTALL)
@@ -38,6 +42,15 @@ def check_postgres_url(text: str) -> str:
     if "@" in credentials or re.search(r"%(?![0-9A-Fa-f]{2})", credentials):
         raise ValueError("holds a password with special characters: write @ as %40, / as %2F, ? as %3F, % as %25")
     return text
+
+
+def passwords(dsn: str) -> list[str]:
+    """Return the passwords in a URL or in key=value pairs, each as it is written and as libpq reads it."""
+    if "://" in dsn:
+        written = [*_URL_PASSWORD.findall(dsn), *_QUERY_PASSWORD.findall(dsn)]
+        return [spelling for password in written for spelling in (password, unquote(password))]
+    written = [quoted or plain for quoted, plain in _PAIR_PASSWORD.findall(dsn)]
+    return [spelling for password in written for spelling in (password, re.sub(r"\\(.)", r"\1", password))]
 
 
 def mask(secret: str) -> str:

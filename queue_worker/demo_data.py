@@ -101,6 +101,7 @@ def settings(folder: Path, smtp_port: int) -> dict[str, str]:
         "SMTP_FROM_EMAIL": "demo@queue-worker.example",
         "SMTP_FROM_NAME": "Demo",
         "QUEUE_WORKER_REPORTS_ALLOWED": "payments=public.payments_report",
+        "QUEUE_WORKER_PAYMENTS_PROVIDER": "sandbox",
         "QUEUE_WORKER_PAYMENTS_SOURCE": "public.payment_source",
         "QUEUE_WORKER_PAYMENTS_RESULT": "public.payment_result",
     }

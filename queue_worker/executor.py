@@ -193,6 +193,8 @@ class Executor:
         """Charge every run that has passed its time limit; its thread stays busy, its late result is refused."""
         for thread, run in list(self.running.items()):
             limit = self.policy.timeout_for(run.message)
+            if run.job is not None and run.job.settled:
+                continue  # its transaction has committed: nothing is left to charge
             if run.outcome is None and run.started and now - run.started > limit:
                 # Before finish(): the thread that ends in this moment must find its name among the stuck ones.
                 self.stuck.add(thread)
@@ -220,6 +222,8 @@ class Executor:
         """Tell a run that its lease `receipt` is gone, unless it has an outcome or a newer lease."""
         with self._lock:
             if run.lost or run.outcome is not None or run.message.receipt != receipt:
+                return
+            if run.job is not None and run.job.settled:
                 return
             run.lost = True
         events.emit("message.lease_lost", queue=run.message.queue, msg_id=receipt.msg_id)

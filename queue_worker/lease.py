@@ -30,7 +30,7 @@ class Holder(Protocol):
 class LeaseKeeper:
     """Extends the leases of all `workers` over one connection, and tells the database that this process lives.
 
-    `heartbeat` returns the arguments of SQL `heartbeat`; `chores` are called every ten minutes, each does a little.
+    `heartbeat` returns the arguments of SQL `heartbeat`.
     """
 
     def __init__(
@@ -38,17 +38,12 @@ class LeaseKeeper:
         transport: Transport,
         workers: Sequence[Holder],
         heartbeat: Callable[[], Mapping[str, Any]],
-        chores: Sequence[Callable[[Transport], None]] = (),
-        chore_seconds: float = 600.0,
     ) -> None:
         self._transport = transport
         self._workers = workers
         self._heartbeat = heartbeat
-        self._chores = chores
-        self._chore_seconds = chore_seconds
         self._stop = threading.Event()
         self._beat_at = 0.0
-        self._chores_at = time.monotonic() + min(60.0, chore_seconds)
         self.last_tick = time.monotonic()
 
     def run(self) -> None:
@@ -58,7 +53,6 @@ class LeaseKeeper:
             for worker in self._workers:
                 self._guarded(self._extend, worker)
             self._guarded(self._beat)
-            self._guarded(self._do_chores)
 
     def stop(self) -> None:
         """End `run` at its next tick."""
@@ -100,13 +94,6 @@ class LeaseKeeper:
         if now - self._beat_at >= _HEARTBEAT_SECONDS:
             self._beat_at = now
             self._transport.call("queue_worker.heartbeat", self._heartbeat())
-
-    def _do_chores(self) -> None:
-        now = time.monotonic()
-        if now >= self._chores_at:
-            self._chores_at = now + self._chore_seconds
-            for chore in self._chores:
-                chore(self._transport)
 
 
 def overdue(worker: Holder, now: float) -> list[Run]:

@@ -34,6 +34,7 @@ LINES = {
     "queue.back": ("INFO", "the queue works again"),
     "worker.stuck": ("ERROR", "every slot is held by a handler that outlived its time limit: recycling"),
     "migrate": ("INFO", "migrate"),
+    "chore.error": ("WARNING", "housekeeping failed"),
     "keeper.error": ("WARNING", "leases could not be extended"),
 }
 """Level and text of each event's line; events that are not listed are written at DEBUG under their name."""

@@ -10,20 +10,21 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from queue_worker import embedded, events, migrate
+from queue_worker import embedded, events
 from queue_worker._version import __version__
 from queue_worker.broker import Broker, DatabaseContext
 from queue_worker.builtin import builtin_processors
+from queue_worker.chores import Chore, Housekeeper
 from queue_worker.config import QueueOptions, Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
 from queue_worker.health import HealthFile
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening
-from queue_worker.pauses import Backoff
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
-from queue_worker.supervisor import Signals, Supervisor
+from queue_worker.startup import prepare
+from queue_worker.supervisor import Side, Signals, Supervisor
 from queue_worker.suspects import SuspectGate
 from queue_worker.transport import Transport
 from queue_worker.transport.database import PostgresDatabase
@@ -138,36 +139,14 @@ class Service:
     # ---------------------------------------------------------------------------------------------- before the loops
 
     def _prepare(self) -> bool:
-        """Wait for the database, check the schema, make the queues; False when a stop was asked for meanwhile."""
-        backoff = Backoff()
-        told = False
-        transport = self.database.transport()
-        while not self._signals.count:
-            try:
-                if self.settings.migrate:
-                    migrate.up(self.database.conninfo(), report=lambda line: events.emit("migrate", line=line))
-                migrate.require(migrate.check_through(transport.call))
-                for processor in self.processors:
-                    self._make_queue(transport, processor.queue)
-                return True
-            except TransportUnavailable as error:
-                if not told:
-                    told = True
-                    events.emit("database.lost", queue="*", error=str(error))
-                self._health.report(True, waiting="database")
-                self._signals.arrived.wait(backoff.next())
-            finally:
-                transport.close()
-        return False
-
-    def _make_queue(self, transport: Transport, queue: str) -> None:
-        try:
-            transport.call("queue_worker.create_queue", {"queue": queue})
-        except CallRefused as error:
-            raise ConfigError(
-                f"queue {queue!r} cannot be made ({error}); let an administrator run:"
-                f" select queue_worker.create_queue('{queue}');"
-            ) from None
+        return prepare(
+            self.database,
+            [processor.queue for processor in self.processors],
+            migrating=self.settings.migrate,
+            ending=lambda: self._signals.count > 0,
+            pause=self._signals.arrived.wait,
+            waiting=lambda: self._health.report(True, waiting="database"),
+        )
 
     # ---------------------------------------------------------------------------------------------- the parts
 
@@ -206,8 +185,15 @@ class Service:
             self.database.transport(receipts=True),
             self.workers,
             self._heartbeat,
-            [self._prune_chore(queue, options) for queue, options in self.options.items()],
         )
+        side: dict[str, Side] = {
+            "housekeeper": Housekeeper(
+                self.database.transport(),
+                [chore for queue, options in self.options.items() for chore in _chores(queue, options)],
+            )
+        }
+        if self._listener is not None:
+            side["listener"] = Listening(self._listener, self.workers)
         supervisor = Supervisor(
             self.workers,
             keeper,
@@ -215,7 +201,7 @@ class Service:
             grace=self.settings.grace_seconds,
             cut_stuck=self._cut_stuck,
             report=lambda healthy: self._health.report(healthy, queues=[one.queue for one in self.processors]),
-            listening=Listening(self._listener, self.workers) if self._listener is not None else None,
+            side=side,
             burst=self.settings.burst,
         )
         self._supervisor = supervisor
@@ -239,13 +225,6 @@ class Service:
             "slots": sum(worker.options.concurrency for worker in self.workers),
             "busy": sum(worker.busy for worker in self.workers),
         }
-
-    def _prune_chore(self, queue: str, options: QueueOptions) -> Callable[[Transport], None]:
-        def prune(transport: Transport) -> None:
-            transport.call("queue_worker.prune", {"queue": queue, "archive_seconds": options.archive_days * 86_400.0})
-            transport.call("queue_worker.resend_unsent", {"queue": queue})
-
-        return prune
 
     def _announce(self) -> None:
         lines = [
@@ -284,6 +263,26 @@ class Service:
         if self._listener is not None:
             self._listener.close()
         self._health.remove()
+
+
+_PRUNED_AT_ONCE = 5000
+_RESENT_AT_ONCE = 1000
+
+
+def _chores(queue: str, options: QueueOptions) -> list[Chore]:
+    """Return what is to be done for a queue now and then."""
+
+    def prune(transport: Transport) -> bool:
+        age = options.archive_days * 86_400.0
+        params = {"queue": queue, "archive_seconds": age, "max_count": _PRUNED_AT_ONCE}
+        rows = transport.call("queue_worker.prune", params).rows
+        return bool(rows) and rows[0][0] >= _PRUNED_AT_ONCE
+
+    def resend(transport: Transport) -> bool:
+        rows = transport.call("queue_worker.resend_unsent", {"queue": queue, "max_count": _RESENT_AT_ONCE}).rows
+        return bool(rows) and rows[0][0] >= _RESENT_AT_ONCE
+
+    return [prune, resend]
 
 
 def tell_pm2_ready() -> None:

@@ -10,16 +10,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from loguru import logger
 
 from queue_worker import events
 from queue_worker.lease import LeaseKeeper, overdue
-from queue_worker.listening import Listening
 from queue_worker.worker import QueueWorker
 
 CRASHED, GRACE_EXCEEDED, RECYCLED = 1, 70, 75
@@ -75,12 +74,22 @@ class Signals:
                 signal.signal(number, previous)
 
 
+class Side(Protocol):
+    """What works beside the loops on a thread of its own."""
+
+    def run(self) -> None:
+        """Work until `stop`."""
+
+    def stop(self) -> None:
+        """End `run` soon."""
+
+
 class Supervisor:
     """Runs the loops of a process until a stop is asked for, and stops them.
 
     `grace` in seconds is what running handlers get. `cut_stuck` aborts calls that stand still. `report` is called
-    about every five seconds with whether all is well. `burst`: stop as soon as no queue has
-    anything due.
+    about every five seconds with whether all is well. `side` are further threads by name. `burst`: stop as
+    soon as no queue has anything due.
     """
 
     def __init__(
@@ -92,7 +101,7 @@ class Supervisor:
         grace: float,
         cut_stuck: Callable[[], Any],
         report: Callable[[bool], None],
-        listening: Listening | None = None,
+        side: Mapping[str, Side],
         burst: bool = False,
     ) -> None:
         self.workers = workers
@@ -101,7 +110,7 @@ class Supervisor:
         self._grace = grace
         self._cut_stuck = cut_stuck
         self._report = report
-        self._listening = listening
+        self._side = side
         self._burst = burst
         self._dead: list[str] = []
         self._threads: list[threading.Thread] = []
@@ -120,8 +129,8 @@ class Supervisor:
         for worker in self.workers:
             self._loops.append(self._start(worker.run, f"loop-{worker.queue}"))
         self._start(self.keeper.run, "keeper")
-        if self._listening is not None:
-            self._start(self._listening.run, "listener")
+        for name, part in self._side.items():
+            self._start(part.run, name)
         code = self._watch()
         events.emit("worker.stopping", signal=self.signals.number, code=code)
         code = self._stop(code)
@@ -183,8 +192,8 @@ class Supervisor:
             self._settled(1.0 if hurried else 3.0, self.signals.count)
             code = 128 + (self.signals.number or signal.SIGINT) if hurried else (code or GRACE_EXCEEDED)
         self.keeper.stop()
-        if self._listening is not None:
-            self._listening.stop()
+        for part in self._side.values():
+            part.stop()
         for thread in self._threads:
             thread.join(1.0)
         for worker in self.workers:

@@ -13,11 +13,11 @@ from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
 from queue_worker.executor import Executor, Run, announce, outcomes_wanted
-from queue_worker.message import Ack
-from queue_worker.pauses import BLOCKED, Backoff, when_empty, when_refused
+from queue_worker.message import Ack, DeadLetter
+from queue_worker.outage import MISSING_QUEUE, Outage
+from queue_worker.pauses import BLOCKED, when_empty, when_refused
 from queue_worker.suspects import ALONE, NONE, SuspectGate
 
-_MISSING_QUEUE = "42P01"
 _LOST = attrgetter("lost")
 
 _INFRASTRUCTURE = ("25006", "40", "53", "55P03", "57", "58")
@@ -48,7 +48,6 @@ class QueueWorker:
         self.listening = listening
         self.empty_claims = 0
         self.last_turn = monotonic()
-        self.connected = False
         self._broker = broker
         self._gate = gate
         self._appetite = Appetite(executor, options.batch_size)
@@ -58,9 +57,7 @@ class QueueWorker:
         self._kept: list[Run] = []
         self._resend = False
         self._stopping = False
-        self._backoff = Backoff()
-        self._lost_at: float | None = None
-        self._trouble: str | None = None
+        self._outage = Outage(broker.queue)
 
     # ------------------------------------------------------------------------------------------ from other threads
 
@@ -91,6 +88,11 @@ class QueueWorker:
         """Give back `runs`, which have waited half a lease for a thread, and do not claim them ahead at once again."""
         self._appetite.wait_seen(self.options.lease_seconds / 2)
         self.executor.give_back(runs)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last round trip reached the database."""
+        return self._outage.connected
 
     @property
     def busy(self) -> int:
@@ -144,7 +146,7 @@ class QueueWorker:
             self._answer(count, level)
             return self._refuse(str(error), error.sqlstate)
         self._unsent = []
-        self._found_again()
+        self._outage.found()
         self._settled(batch, turn)
         self._take(turn, level, sent)
         self._answer(count, level, turn)
@@ -222,10 +224,9 @@ class QueueWorker:
             return True
         if not isinstance(run.outcome, Ack):
             return False
-        # Its work is done but cannot be written down, say because the archive is gone. Left alone it would come back
-        # as a suspect and end as one that kills its process; so it is an attempt that failed, and says why.
-        error = CallRefused(f"the result could not be stored: {detail}", detail[:5])
-        run.outcome = self.executor.judge(run.message, error)
+        # Its work is done but cannot be written down, say because the archive is gone. It must not run again, neither
+        # as a retry nor as a suspect; so a person gets it, with the reason.
+        run.outcome = DeadLetter("unstored", f"the handler succeeded, but its result could not be stored: {detail}")
         return True
 
     def _take(self, turn: Turn, level: int | None, sent: float) -> None:
@@ -264,9 +265,7 @@ class QueueWorker:
             self._broker.transport.close()
         if turn.error:
             return self._refuse(turn.error, turn.error[:5])
-        if self._trouble is not None:
-            self._trouble = None
-            events.emit("queue.back", queue=self.queue)
+        self._outage.accepted()
         if turn.messages:
             self.empty_claims = 0
             if len(turn.messages) == count or turn.waiting:
@@ -289,21 +288,14 @@ class QueueWorker:
     def _lose(self, error: TransportUnavailable) -> float:
         # What was sent may have committed; sending it again is safe, because every receipt is spent by its settle.
         self._resend = self._resend or bool(self._unsent)
-        self.connected = False
-        if self._lost_at is None:
-            self._lost_at = self._now()
-            events.emit("database.lost", queue=self.queue, error=str(error))
         self.last_turn = self._now()
-        return self._backoff.next()
+        return self._outage.lost(error)
 
     def _refuse(self, error: str, sqlstate: str) -> float:
         """The database answered with an error: this queue waits, the others go on."""
         self.last_turn = self._now()
-        if self._trouble != error:
-            self._trouble = error
-            missing = sqlstate == _MISSING_QUEUE
-            events.emit("queue.missing" if missing else "queue.error", queue=self.queue, error=error)
-        if sqlstate == _MISSING_QUEUE:
+        self._outage.refused(error, sqlstate)
+        if sqlstate == MISSING_QUEUE:
             for run in self._unsent:
                 self._drop(run)
             self._unsent, self._kept = [], []

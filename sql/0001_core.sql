@@ -124,6 +124,17 @@ begin
         using errcode = '42P01', hint = pg_catalog.format('select queue_worker.create_queue(%L);', queue);
 end $$;
 
+-- Refuses a bad name and a queue that is not there. A look-up: an exception block would cost every send a
+-- subtransaction.
+create function queue_worker_data.check_queue(queue text) returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform queue_worker_data.check_queue_name(queue);
+    if pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || queue)) is null then
+        perform queue_worker_data.missing_queue(queue);
+    end if;
+end $$;
+
 
 -- ---------------------------------------------------------------------------------------------------- settle
 
@@ -285,6 +296,36 @@ create type queue_worker_data.turn as (
     kind text, msg_id bigint, read_ct int, enqueued_at timestamptz,
     payload text, headers text, failures int, lost int, detail text);
 
+-- Settles one message by itself; an error is its answer, so that one bad item never loses its neighbours.
+create function queue_worker_data.settle_one(
+    queue text, msg_id bigint, read_ct int, enqueued_at timestamptz, on_success text,
+    kind text, delay_seconds double precision, reason text, error text, worker text)
+returns queue_worker_data.turn
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+    item queue_worker_data.turn;
+begin
+    item.msg_id := settle_one.msg_id;
+    if kind = 'done' then
+        item.kind := case when pg_catalog.cardinality(queue_worker_data.settle_done(settle_one.queue,
+            array[settle_one.msg_id], array[settle_one.read_ct], array[settle_one.enqueued_at], on_success)) > 0
+            then 'done' end;
+    else
+        item.kind := queue_worker_data.settle_other(settle_one.queue, settle_one.msg_id, settle_one.read_ct,
+            settle_one.enqueued_at, settle_one.kind, delay_seconds, reason, error, settle_one.worker);
+    end if;
+    if item.kind is null then
+        item.kind := queue_worker_data.settle_missed(
+            settle_one.queue, settle_one.msg_id, settle_one.read_ct, settle_one.enqueued_at);
+    end if;
+    return item;
+exception when others then
+    item.kind := 'error';
+    item.detail := sqlstate || ': ' || sqlerrm;
+    return item;
+end $$;
+
 -- Settles leased messages. Answers a row only for those that were not settled as asked:
 -- kind 'gone' | 'stale' | 'error' (detail: SQLSTATE and text).
 create function queue_worker.settle(
@@ -300,55 +341,42 @@ returns setof queue_worker_data.turn
 language plpgsql set search_path = '' set lock_timeout = '1s' as $$
 #variable_conflict use_column
 declare
+    -- Once a wait was in vain, the other locked rows of the call are not waited for as long again. In force until
+    -- the function ends, which has a lock_timeout of its own.
+    short_wait constant text := '10ms';
+    done_count constant int := coalesce(pg_catalog.cardinality(done_ids), 0);
     done bigint[];
-    answer text;
     item queue_worker_data.turn;
 begin
     perform queue_worker_data.check_queue_name(settle.queue);
-    if pg_catalog.cardinality(done_ids) > 0 then
+    if done_count > 0 then
         begin
             done := queue_worker_data.settle_done(settle.queue, done_ids, done_cts, done_ats, on_success);
-        exception when others then
-            done := null;
+        exception
+            when lock_not_available then
+                perform pg_catalog.set_config('lock_timeout', short_wait, true);
+            when others then
+                null;
         end;
-        if done is null or pg_catalog.cardinality(done) < pg_catalog.cardinality(done_ids) then
-            for i in 1 .. pg_catalog.cardinality(done_ids) loop
-                continue when done_ids[i] = any (done);
-                begin
-                    answer := 'done';
-                    item.detail := null;
-                    if done is not null or pg_catalog.cardinality(queue_worker_data.settle_done(settle.queue,
-                        array[done_ids[i]], array[done_cts[i]], array[done_ats[i]], on_success)) = 0 then
-                        answer := queue_worker_data.settle_missed(
-                            settle.queue, done_ids[i], done_cts[i], done_ats[i]);
-                    end if;
-                exception when others then
-                    answer := 'error';
-                    item.detail := sqlstate || ': ' || sqlerrm;
-                end;
-                if answer <> 'done' then
-                    item.kind := answer;
-                    item.msg_id := done_ids[i];
-                    return next item;
-                end if;
-            end loop;
-        end if;
     end if;
-    for i in 1 .. pg_catalog.cardinality(other_ids) loop
-        begin
-            item.detail := null;
-            answer := coalesce(
-                queue_worker_data.settle_other(settle.queue, other_ids[i], other_cts[i], other_ats[i],
-                    kinds[i], delays[i], reasons[i], errors[i], settle.worker),
-                queue_worker_data.settle_missed(settle.queue, other_ids[i], other_cts[i], other_ats[i]));
-        exception when others then
-            -- One bad item must never lose its neighbours.
-            answer := 'error';
-            item.detail := sqlstate || ': ' || sqlerrm;
-        end;
-        if answer <> 'done' then
-            item.kind := answer;
-            item.msg_id := other_ids[i];
+    -- The happy path ends here: all done, nothing else.
+    if pg_catalog.cardinality(done) = done_count and pg_catalog.cardinality(other_ids) = 0 then
+        return;
+    end if;
+    for i in 1 .. done_count + pg_catalog.cardinality(other_ids) loop
+        if i <= done_count then
+            continue when done_ids[i] = any (done);
+            item := queue_worker_data.settle_one(settle.queue, done_ids[i], done_cts[i], done_ats[i], on_success,
+                'done', null, null, null, settle.worker);
+        else
+            item := queue_worker_data.settle_one(settle.queue, other_ids[i - done_count], other_cts[i - done_count],
+                other_ats[i - done_count], on_success, kinds[i - done_count], delays[i - done_count],
+                reasons[i - done_count], errors[i - done_count], settle.worker);
+        end if;
+        if item.detail like '55P03:%' then
+            perform pg_catalog.set_config('lock_timeout', short_wait, true);
+        end if;
+        if item.kind <> 'done' then
             return next item;
         end if;
     end loop;

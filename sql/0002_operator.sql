@@ -17,12 +17,19 @@ end $$;
 
 -- Makes a queue, or takes over one that pgmq made; does nothing for one that is ready.
 create function queue_worker.create_queue(queue text, ordered boolean default false) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = '' set lock_timeout = '5s' as $$
 #variable_conflict use_column
 begin
     perform queue_worker_data.check_queue_name(create_queue.queue);
     if create_queue.ordered then
         raise exception 'ordered queues are not available in this version' using errcode = '0A000';
+    end if;
+    -- A claim addresses rows by ctid, which is unique within one partition only.
+    if exists (select from pg_catalog.pg_class c
+               where c.oid = pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || create_queue.queue))
+                 and c.relkind = 'p') then
+        raise exception 'queue "%": partitioned queues are not available in this version', create_queue.queue
+            using errcode = '0A000';
     end if;
     if exists (select from queue_worker_data.queues q where q.queue = create_queue.queue)
        and exists (select from pg_catalog.pg_trigger g
@@ -51,8 +58,9 @@ create function queue_worker.pause(queue text, reason text default null) returns
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 begin
+    perform queue_worker_data.check_queue(pause.queue);
     insert into queue_worker_data.queues as q (queue, paused_at, pause_reason)
-        values (queue_worker_data.check_queue_name(pause.queue), pg_catalog.now(), pause.reason)
+        values (pause.queue, pg_catalog.now(), pause.reason)
         on conflict (queue) do update set paused_at = coalesce(q.paused_at, excluded.paused_at),
             pause_reason = excluded.pause_reason;
     insert into queue_worker_data.audit (action, queue, detail)
@@ -63,6 +71,7 @@ create function queue_worker.resume(queue text) returns void
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 begin
+    perform queue_worker_data.check_queue(resume.queue);
     update queue_worker_data.queues q set paused_at = null, pause_reason = null where q.queue = resume.queue;
     insert into queue_worker_data.audit (action, queue) values ('resume', resume.queue);
     perform pg_catalog.pg_notify('queue_worker', resume.queue);
@@ -129,15 +138,13 @@ language plpgsql set search_path = '' as $$
 declare
     sent bigint;
 begin
-    perform queue_worker_data.check_queue_name(send.queue);
+    perform queue_worker_data.check_queue(send.queue);
     execute pg_catalog.format(
         'insert into pgmq.%I (vt, message, headers) values ($1, $2, $3) returning msg_id', 'q_' || send.queue)
         into sent using queue_worker_data.due_at(delay_seconds, run_at), payload,
             queue_worker_data.headers_of(payload, headers, priority, unique_key, group_key, expires_at,
                 max_attempts, retry_delay_seconds, timeout_seconds);
     return sent;
-exception when undefined_table then
-    perform queue_worker_data.missing_queue(send.queue);
 end $$;
 
 -- Sends many: [{"payload": {...}, "delay_seconds": 5}, ...]; returns the ids in the order of the array.
@@ -149,7 +156,7 @@ declare
         'headers'];
     wrong text;
 begin
-    perform queue_worker_data.check_queue_name(send_batch.queue);
+    perform queue_worker_data.check_queue(send_batch.queue);
     if messages is null or pg_catalog.jsonb_typeof(messages) <> 'array' then
         raise exception 'messages must be a JSON array of {"payload": {...}, ...options}' using errcode = '22023';
     end if;
@@ -178,8 +185,6 @@ begin
                     (e.one ->> ''retry_delay_seconds'')::int, (e.one ->> ''timeout_seconds'')::int)
          from pg_catalog.jsonb_array_elements($1) with ordinality e (one, n) order by e.n
          returning msg_id', 'q_' || send_batch.queue) using messages;
-exception when undefined_table then
-    perform queue_worker_data.missing_queue(send_batch.queue);
 end $$;
 
 -- Trigger function: create trigger t after insert on app.orders for each row
@@ -189,14 +194,21 @@ end $$;
 create function queue_worker.send_row() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
-    old_row jsonb := case when tg_op = 'INSERT' then null else pg_catalog.to_jsonb(old) end;
-    new_row jsonb := case when tg_op = 'DELETE' then null else pg_catalog.to_jsonb(new) end;
+    old_row jsonb;
+    new_row jsonb;
     body jsonb;
 begin
+    if tg_when <> 'AFTER' or tg_level <> 'ROW' then
+        raise exception 'trigger %: use "after insert or update or delete on ... for each row execute function'
+            ' queue_worker.send_row(...)", not %, for each %', tg_name, lower(tg_when), lower(tg_level)
+            using errcode = '22023';
+    end if;
     if tg_nargs not between 1 and 2 or (tg_nargs = 2 and tg_argv[1] not in ('strict', 'best_effort')) then
         raise exception 'trigger %: use queue_worker.send_row(''queue''[, ''strict'' | ''best_effort''])', tg_name
             using errcode = '22023';
     end if;
+    old_row := case when tg_op = 'INSERT' then null else pg_catalog.to_jsonb(old) end;
+    new_row := case when tg_op = 'DELETE' then null else pg_catalog.to_jsonb(new) end;
     body := pg_catalog.jsonb_build_object('schema', tg_table_schema, 'table', tg_table_name, 'op', tg_op,
         'id', coalesce(new_row, old_row) -> 'id', 'new', new_row, 'old', old_row);
     if tg_argv[1] is distinct from 'best_effort' then
@@ -250,7 +262,7 @@ declare
     sent bigint := 0;
     fresh bigint;
 begin
-    perform queue_worker_data.check_queue_name(redrive.queue);
+    perform queue_worker_data.check_queue(redrive.queue);
     for one in
         select d.dead_id, d.msg_id, d.payload, d.headers, d.enqueued_at
         from queue_worker_data.dead_letters d
@@ -275,8 +287,6 @@ begin
     insert into queue_worker_data.audit (action, queue, detail)
         values ('redrive', redrive.queue, pg_catalog.jsonb_build_object('count', sent, 'dead_ids', dead_ids));
     return sent;
-exception when undefined_table then
-    perform queue_worker_data.missing_queue(redrive.queue);
 end $$;
 
 -- Deletes dead letters for good (null: all of the queue), never waiting messages; returns how many.
@@ -286,7 +296,11 @@ language plpgsql set search_path = '' as $$
 declare
     gone bigint;
 begin
+    -- The dead letters of a queue that was dropped can still be discarded.
     perform queue_worker_data.check_queue_name(discard.queue);
+    if not exists (select from queue_worker_data.dead_letters d where d.queue = discard.queue) then
+        perform queue_worker_data.check_queue(discard.queue);
+    end if;
     delete from queue_worker_data.dead_letters d
         where d.queue = discard.queue and (dead_ids is null or d.dead_id = any (dead_ids));
     get diagnostics gone = row_count;
@@ -312,21 +326,41 @@ language sql stable set search_path = '' as $$
                 else 'running' end;
 $$;
 
--- The live messages of a queue, next due first.
-create function queue_worker.messages(queue text, max_count int default 100)
-returns table (msg_id bigint, state text, attempt int, priority int, enqueued_at timestamptz, due_at timestamptz,
-               payload jsonb, headers jsonb)
+create type queue_worker_data.live_message as (
+    msg_id bigint, state text, attempt int, priority int, enqueued_at timestamptz, due_at timestamptz,
+    payload jsonb, headers jsonb);
+
+-- The live messages of a queue, next due first or newest first; `state` narrows them down before they are counted.
+create function queue_worker.messages(
+    queue text, max_count int default 100, state text default null, newest boolean default false)
+returns setof queue_worker_data.live_message
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
+declare
+    same_state constant text := 'queue_worker_data.state_of($1, x.msg_id, x.read_ct, x.enqueued_at, x.vt) = $3';
 begin
     perform queue_worker_data.check_queue_name(messages.queue);
+    if messages.state not in ('waiting', 'delayed', 'running') then
+        raise exception 'state must be waiting, delayed or running, not %', pg_catalog.quote_literal(messages.state)
+            using errcode = '22023';
+    end if;
+    -- The conditions on vt spare the look at every waiting message of a long queue.
     return query execute pg_catalog.format(
-        'select m.msg_id, queue_worker_data.state_of($1, m.msg_id, m.read_ct, m.enqueued_at, m.vt),
+        'select m.msg_id,
+                coalesce($3, queue_worker_data.state_of($1, m.msg_id, m.read_ct, m.enqueued_at, m.vt)),
                 coalesce((select t.failures from queue_worker_data.trouble t
                           where t.queue = $1 and t.msg_id = m.msg_id and t.enqueued_at = m.enqueued_at), 0) + 1,
                 0, m.enqueued_at, m.vt, m.message, m.headers
-         from (select x.* from pgmq.%I x order by x.vt limit $2) m order by m.vt', 'q_' || messages.queue)
-        using messages.queue, messages.max_count;
+         from (select x.msg_id, x.read_ct, x.enqueued_at, x.vt, x.message, x.headers from pgmq.%1$I x
+               where %2$s order by %3$s limit $2) m
+         order by %4$s', 'q_' || messages.queue,
+        case messages.state when 'waiting' then 'x.vt <= $4'
+                            when 'delayed' then 'x.vt > $4 and ' || same_state
+                            when 'running' then 'x.vt > $4 and x.read_ct > 0 and ' || same_state
+                            else 'true' end,
+        case when messages.newest then 'x.msg_id desc' else 'x.vt' end,
+        case when messages.newest then 'm.msg_id desc' else 'm.vt' end)
+        using messages.queue, messages.max_count, messages.state, pg_catalog.clock_timestamp();
 exception when undefined_table then
     perform queue_worker_data.missing_queue(messages.queue);
 end $$;
@@ -409,9 +443,14 @@ begin
                                   where m.vt <= now() and pg_catalog.isfinite(m.vt))) as oldest
                        from pgmq.%I m) s', 'q_' || pg_catalog.lower(one.queue_name))
                 using one.queue_name, one.paused_at, one.pause_reason;
-        exception when undefined_table then
-            -- A queue whose table was dropped by hand must not hide all the others.
-            null;
+        exception
+            when undefined_table then
+                -- A queue whose table was dropped by hand must not hide all the others.
+                null;
+            when insufficient_privilege then
+                -- Nor must one that this role may not read.
+                return query select one.queue_name, null::bigint, null::bigint, null::bigint, null::bigint,
+                    null::double precision, one.paused_at, one.pause_reason;
         end;
     end loop;
 end $$;
@@ -463,7 +502,7 @@ create function queue_worker.prune(
     queue text, archive_seconds double precision, max_count int default 5000,
     failure_seconds double precision default 2592000)
 returns bigint
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = '' set lock_timeout = '1s' as $$
 #variable_conflict use_column
 declare
     gone bigint;

@@ -19,19 +19,22 @@ create table queue_worker_data.mails (
     updated_at   timestamptz not null default pg_catalog.clock_timestamp(),
     primary key (key, recipient)
 );
-comment on column queue_worker_data.mails.owner is 'The message whose run holds the row; null once its result is recorded.';
+comment on column queue_worker_data.mails.owner is 'The run (one claim of a message) that holds the row; null once its result is recorded.';
 
 alter table queue_worker_data.mails enable row level security;
 
 -- Reserves a mail for a run and returns the state of every recipient: send to those that are reserved, and to unknown
 -- ones as your policy says. A row that is still held by the same owner was left by a dead run and becomes unknown.
--- All are 'busy', and nothing is changed, while another owner has held a row for less than two minutes.
+-- All are 'busy', and nothing is changed, while another owner has held a row for less than two minutes; busy_seconds
+-- says for how long that goes on. The worker ends a talk with the mail server within these two minutes.
 -- Another request_hash raises QW409 if anybody may have got the first mail; else the new mail takes its place, so that
 -- a mail that only bounced can be corrected.
 create function queue_worker.mail_reserve(key text, request_hash text, recipients text[], owner text default null)
-returns table (recipient text, state text, reply text, first_seconds bigint)
+returns table (recipient text, state text, reply text, first_seconds bigint, busy_seconds double precision)
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
+declare
+    wait double precision;
 begin
     -- Two first reservations of one key see no rows of each other, so that a check alone would let both pass.
     perform pg_catalog.pg_advisory_xact_lock(1903522, pg_catalog.hashtext(mail_reserve.key));
@@ -41,10 +44,12 @@ begin
     end if;
     delete from queue_worker_data.mails m
         where m.key = mail_reserve.key and m.request_hash <> mail_reserve.request_hash;
-    if exists (select from queue_worker_data.mails m where m.key = mail_reserve.key
-               and m.owner <> mail_reserve.owner
-               and m.updated_at > pg_catalog.clock_timestamp() - interval '2 minutes') then
-        return query select r, 'busy', '', 0::bigint from pg_catalog.unnest(mail_reserve.recipients) r;
+    select pg_catalog.date_part('epoch', pg_catalog.max(m.updated_at) + interval '2 minutes'
+                                - pg_catalog.clock_timestamp()) into wait
+        from queue_worker_data.mails m
+        where m.key = mail_reserve.key and m.owner <> mail_reserve.owner;
+    if wait > 0 then
+        return query select r, 'busy', '', 0::bigint, wait from pg_catalog.unnest(mail_reserve.recipients) r;
         return;
     end if;
     insert into queue_worker_data.mails as m (key, recipient, request_hash, state, owner)
@@ -57,7 +62,8 @@ begin
             updated_at = excluded.updated_at
         where m.state in ('reserved', 'deferred', 'unknown');
     return query
-        select m.recipient, m.state, m.reply, pg_catalog.date_part('epoch', m.first_at)::bigint
+        select m.recipient, m.state, m.reply, pg_catalog.date_part('epoch', m.first_at)::bigint,
+               0::double precision
         from queue_worker_data.mails m
         where m.key = mail_reserve.key and m.recipient = any (mail_reserve.recipients);
 end $$;

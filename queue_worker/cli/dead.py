@@ -18,6 +18,8 @@ from queue_worker.config import Settings
 from queue_worker.errors import ConfigError, UsageError
 from queue_worker.transport import BigInts
 
+_CHUNK = 1000
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -45,7 +47,7 @@ def list_dead(
         return
     columns = ("dead_id", "msg_id", "attempts", "reason", "dead_at")
     print_table((*columns, "error"), [(*(row[column] for column in columns), first_line(row["error"])) for row in rows])
-    if state["dead"] > len(rows):
+    if (state["dead"] or 0) > len(rows):
         print(f"{len(rows)} of {state['dead']}; --limit shows more")
 
 
@@ -91,9 +93,10 @@ def retry(
     with database(settings) as operator:
         if numbers:
             _named(operator, queue, numbers)
+            count = operator.value("redrive", queue=queue, dead_ids=BigInts(numbers))
         else:
             operator.queue(queue)
-        count = operator.value("redrive", queue=queue, dead_ids=BigInts(numbers) if numbers else None)
+            count = _redrive_all(operator, queue)
     attempts, delays = _policy(settings, queue)
     if as_json:
         print_json({"queue": queue, "retried": count, "max_attempts": attempts, "delays": delays})
@@ -105,6 +108,16 @@ def retry(
         letters = "1 dead letter" if count == 1 else f"{count} dead letters"
         runs = "1 attempt" if attempts == 1 else f"up to {attempts} attempts"
         print(f"{letters} of queue {queue!r} sent again: {runs} each, {series_text(delays)}")
+
+
+def _redrive_all(operator: Operator, queue: str) -> int:
+    """Send all dead letters of a queue again, in calls short enough for any statement timeout; returns how many."""
+    total = 0
+    while True:
+        count = int(operator.value("redrive", queue=queue, max_count=_CHUNK))
+        total += count
+        if count < _CHUNK:
+            return total
 
 
 def _policy(settings: Settings, queue: str) -> tuple[int, list[float]]:
@@ -126,7 +139,7 @@ def clear(
 ) -> None:
     """Delete the dead letters of a queue for good."""
     with database(common.settings()) as operator:
-        count = operator.queue(queue)["dead"]
+        count = operator.queue(queue)["dead"] or 0
         letters = "1 dead letter" if count == 1 else f"{count} dead letters"
         if count == 0:
             print(f"queue {queue!r} has no dead letters")

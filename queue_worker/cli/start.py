@@ -24,7 +24,10 @@ def register(app: typer.Typer) -> None:
 
 def start(
     queues: Annotated[
-        str | None, typer.Option("--queues", "-q", metavar="NAMES", help="Run these queues only: email,reports")
+        list[str] | None,
+        typer.Option(
+            "--queues", "-q", metavar="NAMES", help="Run these queues only: -q email,reports or -q email -q x"
+        ),
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", "-c", min=1, max=1000, help="Handlers at a time, for each queue.")
@@ -35,7 +38,7 @@ def start(
 ) -> int:
     """Run the worker until SIGTERM or SIGINT."""
     settings = common.settings(
-        only=queues,
+        only=",".join(queues) if queues else None,
         concurrency=concurrency,
         burst=burst or None,
         app=app,

@@ -7,9 +7,7 @@ remains is the answer that got lost: by then the server may have taken the mail 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from queue_worker.errors import InvalidPayload, Reject, Retry
@@ -18,7 +16,7 @@ from queue_worker.processor import Job, Processor
 from queue_worker.processors.email_check import CheckStep, check
 from queue_worker.processors.email_compose import Letter, compose, content_of
 from queue_worker.processors.email_config import EmailConfig
-from queue_worker.processors.email_ledger import Result, clean_reply, record, reserve
+from queue_worker.processors.email_ledger import Result, clean_reply, owner_of, record, reserve
 from queue_worker.processors.email_outbox import write_eml
 from queue_worker.processors.email_payload import Attachment, EmailPayload
 from queue_worker.processors.email_smtp import SmtpClient
@@ -54,8 +52,6 @@ class EmailHandler:
         self._sender = config.sender
         self._templates = Templates(config.templates_dir)
         self._smtp = SmtpClient(config) if config.host else None
-        self._sending: set[str] = set()
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connections to the mail server."""
@@ -64,6 +60,7 @@ class EmailHandler:
 
     def __call__(self, job: Job[EmailPayload]) -> None:
         """Send the mail to everybody who has not got it. Raises InvalidPayload, Reject and Retry."""
+        owner = owner_of(job)
         payload = job.payload
         key = payload.key or job.key
         recipients = payload.recipients()
@@ -74,8 +71,7 @@ class EmailHandler:
         content = content_of(payload, self._templates)
         job.annotate(subject=content.subject)
         letter = compose(payload, content, self._files(payload.attachments), self._config, key)
-        with self._alone(key):
-            results = self._send(job, key, letter, recipients)
+        results = self._send(job, owner, key, letter, recipients)
         self._conclude(job, key, results)
 
     def _files(self, attachments: Sequence[Attachment]) -> list[bytes]:
@@ -94,37 +90,28 @@ class EmailHandler:
     def _limit(self) -> int:
         return self._config.max_attachment_bytes
 
-    @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """Keep a rerun out while an earlier run, given up at its time limit, still waits for the server's reply."""
-        with self._lock:
-            if key in self._sending:
-                raise Retry("an earlier run of this mail still waits for the mail server")
-            self._sending.add(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._sending.discard(key)
-
-    def _send(self, job: Job[EmailPayload], key: str, letter: Letter, recipients: Sequence[str]) -> dict[str, Result]:
+    def _send(
+        self, job: Job[EmailPayload], owner: str, key: str, letter: Letter, recipients: Sequence[str]
+    ) -> dict[str, Result]:
         """Reserve, send to those who are still to get the mail, record; returns how it stands with everybody."""
         if job.cancelled:
             raise Retry("the run lost its message before the mail was sent")
-        reservation = reserve(job, key, job.payload.request_hash(), recipients)
+        reservation = reserve(job, owner, key, job.payload.request_hash(), recipients)
         results = dict(reservation.results)
         # Writing the same file again harms nobody, whatever the policy.
         states = ("reserved", "unknown") if self._config.unknown == "resend" or self._smtp is None else ("reserved",)
         due = [recipient for recipient, result in results.items() if result.state in states]
         if not due:
-            return results
-        if self._smtp is None:
+            news = {}
+        elif self._smtp is None:
             path = write_eml(self._config.outbox_dir, letter.data, key, reservation.first_at)
             news = dict.fromkeys(due, Result("sent", f"written to {path.name}"))
         else:
-            news = self._smtp.deliver(letter, due)
-        record(job, key, news)
-        return results | news
+            news = self._smtp.deliver(letter, due, reservation.deadline)
+        results |= news
+        # What is held is recorded too: that gives up the reservation, which would keep the next run out.
+        record(job, key, {one: result for one, result in results.items() if one in news or result.state == "unknown"})
+        return results
 
     def _conclude(self, job: Job[EmailPayload], key: str, results: Mapping[str, Result]) -> None:
         """Turn the results into the outcome of the run; returns where the mail is done."""

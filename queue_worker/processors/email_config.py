@@ -20,9 +20,10 @@ class EmailConfig:
     user, password: for AUTH; no AUTH without a user.
     allow_plain: go on without TLS where the server does not offer it.
     ca_file: PEM file of the only authority to trust (None: those of the system).
-    timeout_seconds: longest wait for one answer of the server.
-    final_seconds: longest wait for the answer to a whole message. RFC 5321 4.5.3.2.6 gives the server 10 minutes; who
-        gives up earlier sends twice what was accepted.
+    timeout_seconds: longest wait for the connection and for one answer of the server.
+    final_seconds: longest wait for the answer to a whole message. RFC 5321 4.5.3.2.6 gives the server 10 minutes, but
+        a longer wait would outlive the two minutes for which another run of the mail stands back (`mail_reserve`), and
+        both would send it.
     unknown: what happens to a mail that may have been sent: `resend` it (same Message-ID) or `hold` it for a person.
     templates_dir: folder of templates that come before the shipped ones.
     max_recipients: of one mail, over to, cc and bcc. max_attachment_bytes: of one mail, in all.
@@ -38,8 +39,8 @@ class EmailConfig:
     from_name: str = ""
     allow_plain: bool = False
     ca_file: Path | None = None
-    timeout_seconds: float = 60.0
-    final_seconds: float = 600.0
+    timeout_seconds: float = 10.0
+    final_seconds: float = 100.0
     outbox_dir: Path = Path(".queue-worker/outbox")
     unknown: Literal["resend", "hold"] = "resend"
     templates_dir: Path | None = None

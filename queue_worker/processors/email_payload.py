@@ -192,7 +192,8 @@ class EmailPayload(BaseModel):
 
     def request_hash(self) -> str:
         """A hash of all that decides what is sent to whom, to notice one key used for two mails."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"key"}), sort_keys=True)
+        # Only what is set: a field that a later version adds must not change the hash of a mail that is in retry.
+        content = json.dumps(self.model_dump(mode="json", exclude={"key"}, exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def recipients(self) -> list[str]:

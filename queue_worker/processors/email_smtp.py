@@ -36,11 +36,14 @@ class SmtpClient:
         self._idle: list[_Idle] = []
         self._closed = False
 
-    def deliver(self, letter: Letter, recipients: Sequence[str]) -> dict[str, Result]:
-        """Send one mail and return the result of each recipient; failures are results too."""
+    def deliver(self, letter: Letter, recipients: Sequence[str], deadline: float) -> dict[str, Result]:
+        """Send one mail and return the result of each recipient; failures are results too.
+
+        `deadline` (time.monotonic): when the last answer must be there; the mail is not completed without time for it.
+        """
         smtp = self._take()
         if smtp is not None:
-            transaction = self._transact(smtp, letter, recipients)
+            transaction = self._transact(smtp, letter, recipients, deadline)
             if not transaction.stale:
                 return transaction.results
         # Nothing has been said on the stale connection yet, so that starting over cannot send twice.
@@ -48,7 +51,7 @@ class SmtpClient:
             smtp = open_smtp(self._config, self._context)
         except SmtpFailure as failure:
             return dict.fromkeys(recipients, Result("deferred", str(failure), failure.code))
-        return self._transact(smtp, letter, recipients).results
+        return self._transact(smtp, letter, recipients, deadline).results
 
     def close(self) -> None:
         """Close all connections; those in use are closed when their mail is done."""
@@ -58,11 +61,11 @@ class SmtpClient:
         for one in idle:
             hang_up(one.smtp)
 
-    def _transact(self, smtp: SMTP, letter: Letter, recipients: Sequence[str]) -> Transaction:
+    def _transact(self, smtp: SMTP, letter: Letter, recipients: Sequence[str], deadline: float) -> Transaction:
         usable = False
         try:
             final_seconds = max(self._config.final_seconds, self._config.timeout_seconds)
-            transaction = transact(smtp, letter, recipients, final_seconds)
+            transaction = transact(smtp, letter, recipients, final_seconds, deadline)
             usable = transaction.usable
             return transaction
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from smtplib import SMTP, SMTPServerDisconnected
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from queue_worker.processors.email_ledger import Result
 # 530, 535, 538: a login is wanted, refused or too weak. That is for us to repair and no fault of the recipient.
 _OUR_FAULT = (530, 535, 538)
 _CHUNK = 65_536
+_LEAST_FINAL = 10.0
+"""Seconds that must be left for the answer to the whole mail; with less it is not completed."""
 
 
 class ConnectionLost(Exception):
@@ -36,10 +39,13 @@ class Transaction(NamedTuple):
     stale: bool = False
 
 
-def transact(smtp: SMTP, letter: Letter, recipients: Sequence[str], final_seconds: float) -> Transaction:
+def transact(
+    smtp: SMTP, letter: Letter, recipients: Sequence[str], final_seconds: float, deadline: float
+) -> Transaction:
     """Send `letter` and never raise: a lost connection is a result too.
 
-    `final_seconds`: how long the server may think about the whole mail before it answers.
+    `final_seconds`: how long the server may think about the whole mail before it answers, at most until `deadline`
+    (time.monotonic).
     """
     obstacle = _obstacle(smtp, letter)
     if obstacle is not None:
@@ -53,7 +59,7 @@ def transact(smtp: SMTP, letter: Letter, recipients: Sequence[str], final_second
             results = dict.fromkeys(recipients, refused)
         else:
             accepted = _recipients(smtp, recipients, results)
-            if accepted and _data(smtp, letter, accepted, results, final_seconds):
+            if accepted and _data(smtp, letter, accepted, results, final_seconds, deadline):
                 return Transaction(results, usable=True)
         _command(lambda: smtp.docmd("RSET"))
         return Transaction(results, usable=True)
@@ -114,7 +120,12 @@ def _recipients(smtp: SMTP, recipients: Sequence[str], results: dict[str, Result
 
 
 def _data(
-    smtp: SMTP, letter: Letter, accepted: Sequence[str], results: dict[str, Result], final_seconds: float
+    smtp: SMTP,
+    letter: Letter,
+    accepted: Sequence[str],
+    results: dict[str, Result],
+    final_seconds: float,
+    deadline: float,
 ) -> bool:
     """Send the mail itself and add the results of the `accepted`; False where DATA was refused."""
     code, text = _command(lambda: smtp.docmd("DATA"))
@@ -128,8 +139,11 @@ def _data(
     except OSError as error:
         # The final dot was not sent, so the server must not have delivered anything.
         raise ConnectionLost(explain(error)) from None
+    left = deadline - time.monotonic()
+    if left < _LEAST_FINAL:
+        raise ConnectionLost("the server was too slow; the mail was not completed")
     try:
-        code, text = _command(lambda: _final(smtp, final_seconds))
+        code, text = _command(lambda: _final(smtp, min(final_seconds, left)))
     except ConnectionLost as lost:
         state = "deferred" if lost.code == 421 else "unknown"
         results.update(dict.fromkeys(accepted, Result(state, lost.text, lost.code)))

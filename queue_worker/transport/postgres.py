@@ -25,6 +25,9 @@ POOLER_PORT = 6543
 # Not the call's fault: the server is away, full, starting, or read-only after a failover.
 _INFRASTRUCTURE = ("08", "53", "57P01", "57P02", "57P03", "58", "25006")
 
+_NOT_PREPARED_HERE = ("26000", "42P05")
+"""A prepared statement is missing, or there already: another client's server answered."""
+
 _NETWORK = {
     "connect_timeout": 2,
     "keepalives": 1,
@@ -53,7 +56,8 @@ def _parts(conninfo: str) -> dict[str, Any]:
 
 def connect(conninfo: str, *, pooler: bool, receipts: bool = False, autocommit: bool = True) -> psycopg.Connection[Any]:
     """Open a connection that holds no session state; raises TransportUnavailable."""
-    options = {**_NETWORK, "application_name": "queue_worker", **_parts(conninfo)}
+    # utf8: an error text of any language must reach its row, whatever PGCLIENTENCODING says.
+    options = {**_NETWORK, "application_name": "queue_worker", **_parts(conninfo), "client_encoding": "utf8"}
     try:
         # A transaction pooler gives every statement another server, so nothing may be prepared there.
         connection = psycopg.connect(autocommit=autocommit, prepare_threshold=None if pooler else 3, **options)
@@ -74,8 +78,11 @@ def describe(error: psycopg.Error) -> str:
 def translate(error: psycopg.Error, connection: psycopg.Connection[Any] | None) -> TransportError:
     """Return our exception for psycopg's; an infrastructure error says that the call may be repeated."""
     state = error.sqlstate or ""
-    away = state.startswith(_INFRASTRUCTURE) or connection is None or connection.closed or not state
-    if away and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+    # By SQLSTATE first: psycopg files some of these, such as 25006, under classes of other kinds.
+    if state.startswith(_INFRASTRUCTURE):
+        return TransportUnavailable(describe(error))
+    gone = connection is None or connection.closed or not state
+    if gone and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return TransportUnavailable(describe(error))
     return CallRefused(describe(error), state)
 
@@ -139,6 +146,10 @@ class PostgresTransport:
             return run(self._connection, function, params)
         except psycopg.Error as error:
             failure = translate(error, self._connection)
+            if error.sqlstate in _NOT_PREPARED_HERE:
+                # A transaction pooler on a port of its own: nothing is prepared from here on, and the call is repeated.
+                self._pooler = True
+                failure = TransportUnavailable(describe(error))
             if isinstance(failure, TransportUnavailable):
                 self.close()
             raise failure from None

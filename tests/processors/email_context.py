@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from smtp_server import SmtpServer
 
 from queue_worker.errors import CallRefused, InvalidPayload, Reject, Retry, TransportUnavailable
 from queue_worker.message import Message, Receipt
@@ -95,6 +97,21 @@ class MemoryStorage(dict[str, bytes]):
         if key not in self:
             raise FileNotFoundError(key)
         return self[key]
+
+
+class HoldingServer(SmtpServer):
+    """Keeps its answer to the final dot back until `release`, then takes the mail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+        await asyncio.get_running_loop().run_in_executor(None, self._released.wait, 30)
+        return await super().handle_DATA(server, session, envelope)
 
 
 @dataclass

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from email_context import Context, Mailer, run, run_to_end
+from email_context import Context, HoldingServer, Mailer, Outcome, run, run_to_end
 from smtp_server import DROP, STALL, SmtpServer
 
 from queue_worker.message import Message, Receipt
 from queue_worker.processor import Job
+from queue_worker.processors import email_ledger
+from tests.helpers import wait_until
 
 pytest_plugins = ["email_fixtures"]
 
@@ -256,16 +259,26 @@ def test_421_after_the_mail_means_not_sent(context: Context, smtp: SmtpServer, m
 # ---- crashes, lost databases, and two at once
 
 
+def _end_window(context: Context) -> None:
+    context.query("update queue_worker_data.mails set updated_at = now() - interval '3 minutes'")
+
+
 @pytest.mark.parametrize(("policy", "kind", "count"), [("resend", "done", 1), ("hold", "reject", 0)])
 def test_a_run_that_died_while_it_sent_leaves_the_outcome_unknown(
     context: Context, smtp: SmtpServer, mailer: Mailer, policy: str, kind: str, count: int
 ) -> None:
     processor = mailer(unknown=policy)
     request_hash = processor.parse(json.dumps(MAIL)).request_hash()
-    reserve = {"key": "order-7", "request_hash": request_hash, "recipients": ["ann@example.com"], "owner": "email:1"}
+    reserve = {"key": "order-7", "request_hash": request_hash, "recipients": ["ann@example.com"], "owner": "email:1:1"}
     assert context.call("queue_worker.mail_reserve", reserve)[0]["state"] == "reserved"
-    # ... and here the process is killed.
-    assert run(processor, context, MAIL).kind == kind
+    # ... and here the process is killed. Nobody can tell, so that the rerun waits out the window first.
+    waiting = run(processor, context, MAIL, attempt=2)
+    assert waiting.kind == "retry"
+    assert waiting.delay is not None
+    assert 60 < waiting.delay < 125
+    assert smtp.connections == []
+    _end_window(context)
+    assert run(processor, context, MAIL, attempt=3).kind == kind
     assert smtp.count("ann@example.com") == count
 
 
@@ -316,17 +329,50 @@ def test_two_messages_with_one_key_at_once_send_one_mail(
     assert smtp.count("ann@example.com") == 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_rerun_stands_back_while_the_first_run_still_waits_for_the_server(
-    context: Context, smtp: SmtpServer, mailer: Mailer
+    dsn: str, context: Context, mailer: Mailer, processes: int
 ) -> None:
-    smtp.answer("DATA", STALL)
-    processor = mailer(timeout_seconds=1.0, final_seconds=1.0)
-    late = threading.Thread(target=run, args=(processor, context, MAIL))
-    late.start()
-    while not smtp.wire().endswith(b"\r\n.\r\n"):
-        late.join(0.01)
-    assert "earlier run" in run(processor, context, MAIL, attempt=2).reason
-    late.join()
+    outcomes: list[Outcome] = []
+    with HoldingServer() as server, closing(Context(dsn)) as other:
+        first = mailer(port=server.port, final_seconds=60.0)
+        second = first if processes == 1 else mailer(port=server.port)
+        late = threading.Thread(target=lambda: outcomes.append(run(first, context, MAIL)))
+        late.start()
+        try:
+            # The engine has given the first run up at its time limit, but its thread goes on.
+            wait_until(lambda: server.wire().endswith(b"\r\n.\r\n"))
+            rerun = run(second, other, MAIL, attempt=2)
+            assert (rerun.kind, rerun.reason) == ("retry", "another run is sending this mail, or died while it did")
+            assert rerun.delay is not None
+            assert 60 < rerun.delay < 125
+            assert len(server.connections) == 1
+        finally:
+            server.release()
+            late.join()
+        assert [one.kind for one in outcomes] == ["done"]
+        assert run(second, other, MAIL, attempt=3).kind == "done"
+        assert server.count("ann@example.com") == 1
+
+
+def test_a_mail_that_took_too_long_is_not_completed(
+    context: Context, smtp: SmtpServer, mailer: Mailer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(email_ledger, "TALK_SECONDS", 0.0)
+    outcome = run(mailer(), context, MAIL)
+    assert (outcome.kind, outcome.reason) == (
+        "retry", "a**@example.com: the server was too slow; the mail was not completed",
+    )  # fmt: skip
+    assert smtp.received == []
+    assert context.states("order-7") == {"ann@example.com": "deferred"}
+
+
+def test_a_held_mail_does_not_make_the_next_run_wait(context: Context, smtp: SmtpServer, mailer: Mailer) -> None:
+    smtp.answer("RCPT", "452 later", "452 later", to="slow@example.com")
+    smtp.answer("DATA", DROP)
+    outcomes = run_to_end(mailer(unknown="hold"), context, THREE)
+    assert [one.kind for one in outcomes] == ["retry", "retry", "reject"]
+    assert [smtp.count(one) for one in THREE["to"]] == [1, 1, 1]
 
 
 def test_a_key_that_was_used_for_another_mail_is_refused(context: Context, smtp: SmtpServer, mailer: Mailer) -> None:
@@ -359,6 +405,7 @@ def test_without_a_mail_server_mails_become_files(context: Context, mailer: Mail
     assert b"From: The Shop <queue-worker@localhost>" in path.read_bytes()
     assert context.states("order-7") == {"ann@example.com": "sent"}
     # A crash before the result was recorded: the rerun writes the same file.
-    context.query("update queue_worker_data.mails set state = 'reserved', owner = 'email:1'")
+    context.query("update queue_worker_data.mails set state = 'reserved', owner = 'email:1:1'")
+    _end_window(context)
     assert run(processor, context, MAIL | {"subject": "Привет 你好 안녕"}, attempt=2).kind == "done"
     assert list((tmp_path / "outbox").iterdir()) == [path]

@@ -117,6 +117,15 @@ def test_a_payload_made_in_python_is_the_same_as_one_from_json() -> None:
     assert EmailPayload.model_json_schema()["properties"]["to"]["items"]["type"] == "string"
 
 
+def test_a_field_of_a_later_version_does_not_change_the_hash_of_a_mail() -> None:
+    class Later(EmailPayload):
+        priority: str = "normal"
+
+    mail: dict[str, Any] = {"to": ["ann@example.com"], "subject": "Hello", "text": "Hi"}
+    assert Later(**mail).request_hash() == EmailPayload(**mail).request_hash()
+    assert Later(**mail, priority="high").request_hash() != EmailPayload(**mail).request_hash()
+
+
 # ---- languages
 
 LANGUAGES = {

@@ -20,6 +20,7 @@ BAD_NAMES = ["", "Work", "1st", "a b", "a;drop", "a--b", "a" * 48, 'x"y', "été
     [
         "create_queue(%s)",
         "pause(%s)",
+        "resume(%s)",
         "send(%s, '{}')",
         "send_batch(%s, '[]')",
         "redrive(%s)",
@@ -42,6 +43,11 @@ def test_a_bad_queue_name_is_refused_everywhere(engine: Engine, call: str) -> No
     [
         "send('nowhere', '{}')",
         "send_batch('nowhere', '[{\"payload\": {}}]')",
+        "send_batch('nowhere', '[]')",
+        "pause('nowhere')",
+        "resume('nowhere')",
+        "redrive('nowhere')",
+        "discard('nowhere')",
         "messages('nowhere')",
         "archived('nowhere')",
         "message('nowhere', 1)",
@@ -51,6 +57,69 @@ def test_a_missing_queue_is_named_with_the_line_that_makes_it(engine: Engine, ca
     with pytest.raises(psycopg.errors.UndefinedTable, match='queue "nowhere" does not exist') as error:
         engine.rows(f"select * from queue_worker.{call}")
     assert error.value.diag.message_hint == "select queue_worker.create_queue('nowhere');"
+
+
+def test_dead_letters_of_a_dropped_queue_stay_discardable(engine: Engine) -> None:
+    bury(engine)
+    engine.rows("drop table pgmq.q_work cascade")
+    with pytest.raises(psycopg.errors.UndefinedTable, match='queue "work" does not exist'):
+        engine.rows("select queue_worker.redrive('work')")
+    assert engine.value("select queue_worker.discard('work')") == 1
+    with pytest.raises(psycopg.errors.UndefinedTable, match='queue "work" does not exist'):
+        engine.rows("select queue_worker.discard('work')")
+
+
+def test_a_partitioned_queue_is_refused(engine: Engine) -> None:
+    # As pgmq.create_partitioned makes it; that function itself needs the extension pg_partman.
+    engine.rows("create table pgmq.q_parts (like pgmq.q_work including defaults) partition by range (msg_id)")
+    with pytest.raises(psycopg.errors.FeatureNotSupported, match="partitioned queues are not available"):
+        engine.rows("select queue_worker.create_queue('parts')")
+
+
+@pytest.mark.parametrize(("function", "value"), [("create_queue", "lock_timeout=5s"), ("prune", "lock_timeout=1s")])
+def test_no_call_waits_for_a_lock_without_end(engine: Engine, function: str, value: str) -> None:
+    assert value in engine.value(
+        "select proconfig from pg_proc where proname = %s and pronamespace = 'queue_worker'::regnamespace", function
+    )
+
+
+def test_messages_are_narrowed_down_before_they_are_counted(engine: Engine) -> None:
+    engine.fill(1200)
+    running = [one[0] for one in engine.take(3)]
+    engine.rows("update pgmq.q_work set vt = now() + interval '1 h' where msg_id = 700")
+    engine.rows("update pgmq.q_work set vt = now() - interval '1 d' where msg_id > 1100")
+    newest = engine.rows("select msg_id from queue_worker.messages('work', 10, newest => true)")
+    assert [row.msg_id for row in newest] == list(range(1200, 1190, -1))
+    for state, expected in (("running", running), ("delayed", [700])):
+        rows = engine.rows("select msg_id, state from queue_worker.messages('work', state => %s)", state)
+        assert [tuple(row) for row in rows] == [(msg_id, state) for msg_id in expected]
+    rows = engine.rows("select msg_id, state from queue_worker.messages('work', 2, 'running', true)")
+    assert rows == [(running[2], "running"), (running[1], "running")]
+    rows = engine.rows("select distinct state from queue_worker.messages('work', 5000, 'waiting')")
+    assert rows == [("waiting",)]
+    assert engine.value("select count(*) from queue_worker.messages('work', 5000, 'waiting')") == 1196
+    assert engine.value("select min(msg_id) from queue_worker.messages('work', 100)") == 1101
+
+
+def test_an_unknown_state_is_refused(engine: Engine) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="waiting, delayed or running, not 'dead'"):
+        engine.rows("select * from queue_worker.messages('work', state => 'dead')")
+
+
+@pytest.mark.parametrize(
+    ("trigger", "statement"),
+    [
+        ("before insert on orders for each row", "insert into orders values (1, 'a')"),
+        ("after insert on orders for each statement", "insert into orders values (1, 'a')"),
+        ("after insert on orders", "insert into orders values (1, 'a')"),
+        ("after truncate on orders", "truncate orders"),
+    ],
+)
+def test_a_trigger_of_the_wrong_form_is_told_the_right_one(orders: Engine, trigger: str, statement: str) -> None:
+    orders.rows(f"create trigger t {trigger} execute function queue_worker.send_row('work')")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"after insert or update .* for each row"):
+        orders.rows(statement)
+    assert orders.count("queue") == 0
 
 
 @pytest.mark.parametrize(

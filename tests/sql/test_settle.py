@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.sql.engine import Engine
@@ -101,3 +102,45 @@ def test_a_dead_letter_counts_the_attempt_that_killed_it(engine: Engine) -> None
         (2, 1, "invalid", "first and last"),
     ]
     assert engine.rows("select * from queue_worker_data.trouble") == []
+
+
+@pytest.mark.parametrize("outcome", ["done", "failed"])
+def test_locked_messages_are_errors_of_their_own_and_waited_for_only_once(
+    engine: Engine, dsn: str, outcome: str
+) -> None:
+    engine.fill(8)
+    receipts = engine.take(8)
+    engine.rows("create table seen (value text)")
+    engine.rows(
+        "create function note() returns trigger language plpgsql as"
+        " $$ begin insert into public.seen values (current_setting('lock_timeout')); return null; end $$"
+    )
+    engine.rows("create trigger t after insert on queue_worker_data.failures for each row execute function note()")
+    outcomes = [(one, "failed", 60, "", "e") for one in receipts]
+    with psycopg.connect(dsn) as other:
+        other.execute("select from pgmq.q_work where msg_id <= 5 for update")
+        with engine.connection.transaction():
+            engine.rows("set local lock_timeout = '7s'")
+            if outcome == "done":
+                rows = engine.settle_rows(done=receipts[:7], others=outcomes[7:])
+            else:
+                rows = engine.settle_rows(others=outcomes)
+            assert engine.value("show lock_timeout") == "7s"
+    assert [(row.kind, row.msg_id, row.detail[:5]) for row in rows] == [("error", n, "55P03") for n in range(1, 6)]
+    settled = {"done": (2, 1), "failed": (0, 3)}[outcome]
+    assert (engine.count("archive"), engine.value("select count(*) from queue_worker.failures")) == settled
+    assert engine.rows("select distinct value from seen") == [("10ms",)]
+    assert engine.settle(done=receipts[:5]) == {}
+
+
+def test_without_a_locked_row_every_wait_may_take_its_full_time(engine: Engine) -> None:
+    engine.fill(2)
+    receipts = engine.take(2)
+    engine.rows(
+        "create function note() returns trigger language plpgsql as"
+        " $$ begin new.error := current_setting('lock_timeout'); return new; end $$"
+    )
+    engine.rows("create trigger t before insert on queue_worker_data.failures for each row execute function note()")
+    stale = (receipts[0][0], 7, receipts[0][2])
+    assert engine.settle(done=[stale], others=[(receipts[1], "failed", 0, "", "e")]) == {1: "stale"}
+    assert engine.rows("select error from queue_worker.failures") == [("1s",)]

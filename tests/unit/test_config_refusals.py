@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from queue_worker.builtin import builtin_processors
 from queue_worker.config import DECORATOR_OPTIONS, load_settings
 from queue_worker.config_options import OPTIONS, resolve
 from queue_worker.errors import ConfigError
@@ -110,6 +111,15 @@ def test_a_wrong_queue_in_the_list_is_named(env: SetEnv) -> None:
         ({"QUEUE_WORKER_REPORTS_BUCKET": "b"}, "QUEUE_WORKER_REPORTS_BUCKET needs SUPABASE_URL"),
         ({"SMTP_USER": "ann"}, "SMTP_USER is set without SMTP_PASSWORD"),
         ({"SMTP_HOST": "h"}, "SMTP_HOST is set without SMTP_FROM_EMAIL"),
+        (
+            {
+                "SMTP_HOST": "h",
+                "SMTP_FROM_EMAIL": "a@b.example",
+                "QUEUE_WORKER_SMTP_TIMEOUT_SECONDS": "8",
+                "QUEUE_WORKER_QUEUES__EMAIL__TIMEOUT_SECONDS": "8",
+            },
+            "QUEUE_WORKER_SMTP_TIMEOUT_SECONDS (8) must be less than the time limit of queue 'email' (8)",
+        ),
         ({"QUEUE_WORKER_PAYMENTS_PROVIDER": "stripe"}, "needs QUEUE_WORKER_STRIPE_API_KEY"),
         (
             {
@@ -129,6 +139,21 @@ def test_a_wrong_queue_in_the_list_is_named(env: SetEnv) -> None:
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, str], part: str, env: SetEnv) -> None:
     env(**values)
     assert part in refusal()
+
+
+def test_the_smtp_timeout_is_free_where_no_mail_server_is_set(env: SetEnv) -> None:
+    env(QUEUE_WORKER_SMTP_TIMEOUT_SECONDS="300")
+    assert load_settings().smtp_timeout_seconds == 300
+
+
+def test_payments_want_a_provider_that_somebody_chose(env: SetEnv) -> None:
+    env(QUEUE_WORKER_PAYMENTS_SOURCE="public.payment_source", QUEUE_WORKER_PAYMENTS_RESULT="public.payment_result")
+    with pytest.raises(ConfigError) as caught:
+        list(builtin_processors(load_settings(), skip=(), only=("payments",)))
+    assert str(caught.value) == "QUEUE_WORKER_PAYMENTS_PROVIDER is not set: sandbox (moves no money) or stripe"
+    env(QUEUE_WORKER_PAYMENTS_PROVIDER="sandbox")
+    ((queue, _),) = builtin_processors(load_settings(), skip=(), only=("payments",))
+    assert queue == "payments"
 
 
 def test_payments_by_the_sandbox_may_be_retried_for_ever(env: SetEnv) -> None:

@@ -18,6 +18,7 @@ from queue_worker.config_options import OPTIONS
 from queue_worker.config_sources import variables
 from queue_worker.config_text import postgres_url, show
 from queue_worker.errors import ConfigError
+from queue_worker.redaction import redact, register_secret
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 SECRETS = {
@@ -145,6 +146,27 @@ def test_no_secret_is_shown_by_an_error(name: str, env: SetEnv) -> None:
 def test_the_password_is_registered_in_both_spellings(env: SetEnv) -> None:
     env(DATABASE_URL="postgresql://ann:p%40ss%2Fword@h/x")
     assert {"p%40ss%2Fword", "p@ss/word"} <= set(load_settings().secret_values())
+
+
+@pytest.mark.parametrize(
+    ("url", "spellings"),
+    [
+        ("postgresql://h/x?sslmode=require&password=hunter%402", {"hunter%402", "hunter@2"}),
+        ("postgresql://ann:0penUp%21@h/x?password=sesame-2", {"0penUp%21", "0penUp!", "sesame-2"}),
+        ("host=h password='sesa me' dbname=x", {"sesa me"}),
+        (r"host=h password = 'it\'s c' dbname=x", {r"it\'s c", "it's c"}),
+        (r"password=sesa\ mo host=h", {r"sesa\ mo", "sesa mo"}),
+    ],
+)
+def test_the_password_is_registered_wherever_it_stands(url: str, spellings: set[str], env: SetEnv) -> None:
+    env(DATABASE_URL=url)
+    settings = load_settings()
+    assert set(settings.secret_values()) == {url, *spellings}
+    assert conninfo_to_dict(url)["password"] in spellings
+    for secret in settings.secret_values():
+        register_secret(secret)
+    told = redact(f"cannot log in with {max(spellings, key=len)} or {min(spellings, key=len)}.")
+    assert not [one for one in spellings if one in told]
 
 
 def test_explain_lists_every_setting_once_with_its_source(env: SetEnv) -> None:

@@ -168,14 +168,18 @@ def test_whatever_a_handler_raises_is_recorded_and_harms_nobody(dsn: str, engine
     assert engine.count("archive") == len(good)
 
 
-def test_a_result_that_cannot_be_stored_costs_an_attempt_and_says_why(dsn: str, engine: Engine) -> None:
+def test_a_result_that_cannot_be_stored_is_a_dead_letter_and_its_handler_does_not_run_again(
+    dsn: str, engine: Engine
+) -> None:
     ids = [engine.send({}) for _ in range(5)]
     engine.rows(f"alter table pgmq.a_work add constraint picky check (msg_id <> {ids[2]})")
-    with running(dsn, app_of(lambda job: None, retry=(0,), max_attempts=3, batch_size=50)):
+    ran: list[int] = []
+    with running(dsn, app_of(lambda job: ran.append(job.msg_id), retry=(0,), max_attempts=3, batch_size=50)):
         drained(engine)
     assert engine.count("archive") == 4
     (dead,) = engine.rows("select msg_id, reason, attempts, error from queue_worker.dead_letters")
-    assert dead[:3] == (ids[2], "attempts", 3)
+    assert dead[:3] == (ids[2], "unstored", 1)
+    assert sorted(ran) == sorted(ids)
     assert "could not be stored" in dead.error
     assert "picky" in dead.error
 

@@ -1,0 +1,71 @@
+"""Before the loops: wait for the database, check the schema, make the queues."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from queue_worker import events, migrate
+from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
+from queue_worker.pauses import Backoff
+from queue_worker.transport import Transport
+from queue_worker.transport.database import PostgresDatabase
+
+# The server answers and says what no waiting mends. It names no SQLSTATE to a client that it does not let in.
+_WRONG_SETTING = re.compile(
+    r'(database|role) "[^"]*" does not exist|password authentication failed|no pg_hba\.conf entry'
+)
+
+# Not allowed, not a valid name, not supported: these stay as they are. All else, such as a lock, is waited for.
+_NEEDS_A_PERSON = ("42501", "22023", "0A000", "42883", "3F000")
+
+
+def prepare(
+    database: PostgresDatabase,
+    queues: Iterable[str],
+    *,
+    migrating: bool,
+    ending: Callable[[], bool],
+    pause: Callable[[float], object],
+    waiting: Callable[[], None],
+) -> bool:
+    """Bring the database of a worker into the state that it needs; False when `ending` became true meanwhile.
+
+    `migrating` applies missing migrations first. A database that is away is waited for without end: `pause` waits
+    for some seconds, `waiting` is told each time. Raises ConfigError (or SchemaError) for what waiting cannot mend.
+    """
+    backoff = Backoff()
+    told = ""
+    transport = database.transport()
+    while not ending():
+        try:
+            if migrating:
+                migrate.up(database.conninfo(), report=lambda line: events.emit("migrate", line=line))
+            migrate.require(migrate.check_through(transport.call))
+            for queue in queues:
+                _make_queue(transport, queue)
+            return True
+        except TransportUnavailable as error:
+            text = str(error)
+            if _WRONG_SETTING.search(text):
+                raise ConfigError(f"the database refuses this worker: {text}; check DATABASE_URL") from None
+            if text != told:
+                told = text
+                events.emit("database.lost", queue="*", error=text)
+            waiting()
+            pause(backoff.next())
+        finally:
+            transport.close()
+    return False
+
+
+def _make_queue(transport: Transport, queue: str) -> None:
+    try:
+        transport.call("queue_worker.create_queue", {"queue": queue})
+    except CallRefused as error:
+        if error.sqlstate not in _NEEDS_A_PERSON:
+            raise TransportUnavailable(f"queue {queue!r} cannot be made now: {error}") from None
+        raise ConfigError(
+            f"queue {queue!r} cannot be made ({error}); let an administrator run:"
+            f" select queue_worker.create_queue('{queue}');"
+        ) from None
