@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -70,4 +71,8 @@ def _run(settings: Settings) -> int:
     service = Service(settings, load_app(settings.app))
     for line in settings.check_queues(processor.queue for processor in service.processors):
         logger.warning("{}", line)
+    # While it runs, the service handles these two itself. What comes after its end finds this: another Ctrl+C
+    # must not turn a clean exit into a crash.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     return service.run()

@@ -62,7 +62,7 @@ def test_any_login_survives_the_url(user: str, password: str, database: str, hos
     assert (read["user"], read["password"], read["dbname"], read["host"]) == (user, password, database, host)
     # Its own URL is always accepted, and a password that cannot be a part of the rest is never shown.
     load_settings({"database_url": url}, Path(os.devnull))
-    if len(password) > 5 and password not in (user + database + host + "postgresql"):
+    if len(password) > 5 and "*" not in password and password not in (user + database + host + "postgresql"):
         assert password not in show(Settings(database_url=url).database_url)
 
 

@@ -21,6 +21,13 @@ def engine(db: psycopg.Connection[Any]) -> Engine:
 
 
 @pytest.fixture
+def effects(engine: Engine) -> Engine:
+    """The queue `work`, and a table that takes every effect, twice if need be."""
+    engine.rows("create table effects (key bigint not null)")
+    return engine
+
+
+@pytest.fixture
 def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
     """A proxy in front of the shared server."""
     with Proxy(("127.0.0.1", server.port)) as running:

@@ -8,6 +8,7 @@ from typing import Any
 
 from queue_worker import App, Job
 from tests.helpers import Running, wait_until
+from tests.sql.engine import Engine
 
 
 def app_of(handler: Callable[[Job[dict[str, Any]]], Any], *queues: str, **options: Any) -> App:
@@ -41,6 +42,14 @@ class Door:
 
     def open(self) -> None:
         self._open.set()
+
+
+def hurry(engine: Engine) -> None:
+    """Let what was given back or is to be retried be due now; leases stay as they are."""
+    engine.rows(
+        "update pgmq.q_QUEUE m set vt = now() from queue_worker_data.trouble t"
+        " where t.queue = 'QUEUE' and t.msg_id = m.msg_id and t.settled_ct = m.read_ct and m.vt > now()"
+    )
 
 
 def turns(worker: Running, queue: str, count: int = 3) -> None:
