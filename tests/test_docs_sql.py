@@ -9,6 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from queue_worker.processors.email_payload import EmailPayload
+
 PAGE = (Path(__file__).parent.parent / "docs" / "sql.md").read_text()
 BLOCKS = re.findall(r"```sql\n(.*?)```", PAGE, re.S)
 
@@ -93,9 +95,9 @@ def test_dead_letter_shows_why_and_its_history(sent: psycopg.Connection[Any]) ->
 
 
 def test_trigger_sends_the_row_and_fails_with_it(sent: psycopg.Connection[Any]) -> None:
-    run(sent, block("create or replace trigger"))
+    run(sent, block("trigger order_created"))
     sent.execute("insert into public.orders (amount) values (5)")
-    payload = sent.execute("select payload from queue_worker.messages('email', 100) order by msg_id desc").fetchone()
+    payload = sent.execute("select payload from queue_worker.messages('orders')").fetchone()
     assert payload is not None
     assert {name: payload[0][name] for name in ("schema", "table", "op", "id", "old")} == {
         "schema": "public",
@@ -104,8 +106,8 @@ def test_trigger_sends_the_row_and_fails_with_it(sent: psycopg.Connection[Any]) 
         "id": 1,
         "old": None,
     }
-    sent.execute("drop table pgmq.q_email cascade")
-    with pytest.raises(psycopg.errors.UndefinedTable, match='queue "email" does not exist'):
+    sent.execute("drop table pgmq.q_orders cascade")
+    with pytest.raises(psycopg.errors.UndefinedTable, match='queue "orders" does not exist'):
         sent.execute("insert into public.orders (amount) values (6)")
     assert sent.execute("select count(*) from public.orders").fetchone() == (1,)
 
@@ -120,3 +122,12 @@ def test_best_effort_trigger_keeps_the_row_and_the_message_goes_out_later(sent: 
     sent.execute("select queue_worker.create_queue('later')")
     assert sent.execute("select queue_worker.resend_unsent('later')").fetchone() == (1,)
     assert sent.execute("select payload ->> 'id' from queue_worker.messages('later')").fetchall() == [("1",)]
+
+
+def test_mail_trigger_sends_what_the_email_processor_accepts(sent: psycopg.Connection[Any]) -> None:
+    run(sent, block("trigger order_created"))
+    run(sent, block("function public.order_mail"))
+    sent.execute("insert into public.orders (amount) values (5)")
+    row = sent.execute("select payload from queue_worker.messages('email', 1, newest => true)").fetchone()
+    assert row is not None
+    assert EmailPayload.model_validate(row[0]).subject == "Order 1"
