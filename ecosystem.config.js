@@ -14,10 +14,11 @@ module.exports = {
       kill_timeout: 30000,
       env: { QUEUE_WORKER_STOP_TIMEOUT: "30" },
 
-      // 0: it ended as asked. 78: configuration or schema, which a restart cannot mend. All else starts again.
+      // 78: configuration or schema, which a restart cannot mend. 0 must not stand here: PM2 takes a kill -9 (and so
+      // the out-of-memory killer) for exit code 0 and would leave the worker down. `pm2 stop` stops it all the same.
       // PM2 7.0 lists a worker that it leaves alone as "waiting restart", because of the backoff; it does not restart it.
       autorestart: true,
-      stop_exit_codes: [0, 78],
+      stop_exit_codes: [78],
       exp_backoff_restart_delay: 100,
       max_memory_restart: "512M",
 

@@ -222,7 +222,7 @@ def test_pm2_waits_longer_than_the_grace_and_tells_the_worker_how_long() -> None
 
 
 def test_pm2_leaves_a_clean_end_and_a_configuration_error_alone_and_restarts_the_rest() -> None:
-    assert json.loads(pm2_setting("stop_exit_codes")) == [0, 78]
+    assert json.loads(pm2_setting("stop_exit_codes")) == [78]
     assert pm2_setting("autorestart") == "true"
     assert pm2_setting("exp_backoff_restart_delay").isdecimal()
 
@@ -239,7 +239,7 @@ def test_pm2_reads_the_file_as_meant() -> None:
     script = "process.stdout.write(JSON.stringify(require('./ecosystem.config.js')))"
     [app] = json.loads(subprocess.check_output(["node", "-e", script], cwd=REPOSITORY, text=True))["apps"]
     assert (app["cwd"], app["script"]) == (str(REPOSITORY), ".venv/bin/queue-worker")
-    assert (app["kill_timeout"], app["stop_exit_codes"], app["args"]) == (30000, [0, 78], "start")
+    assert (app["kill_timeout"], app["stop_exit_codes"], app["args"]) == (30000, [78], "start")
 
 
 def dockerfile() -> list[str]:
