@@ -42,7 +42,7 @@ def look(state_dir: Path) -> tuple[bool, str]:
             report = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if _alive(int(report.get("pid", 0))):
+        if alive(int(report.get("pid", 0))):
             reports.append(report)
         else:
             # Left behind by a kill -9.
@@ -59,7 +59,8 @@ def look(state_dir: Path) -> tuple[bool, str]:
     return True, f"ok: {len(reports)} worker process{'es' if len(reports) > 1 else ''}"
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process with this id runs on this machine, whoever owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -18,7 +18,7 @@ from queue_worker.chores import Chore, Housekeeper
 from queue_worker.config import QueueOptions, Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
-from queue_worker.health import HealthFile
+from queue_worker.health import HealthFile, alive
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening
 from queue_worker.processor import App, Job, Processor
@@ -53,22 +53,12 @@ class _Embedded:
 
     def __call__(self) -> str:
         with self._lock:
-            if self._server is None or not _alive(self._server.pid):
+            if self._server is None or not alive(self._server.pid):
                 # The new share is taken before the old one is dropped, so that the server never looks unused.
                 old, self._server = self._server, embedded.ensure(self._root)
                 if old is not None:
                     old.close()
             return self._server.url
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def open_database(settings: Settings) -> PostgresDatabase:
