@@ -69,7 +69,7 @@ def shell(tmp_path: Path):
         if block.kind == "python" and block.note:
             (project / block.note).write_text(block.text)
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "QUEUE_WORKER_EMBEDDED": "1",
         "NO_COLOR": "1",

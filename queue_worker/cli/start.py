@@ -48,8 +48,9 @@ def start(
     )
     settings.require_database()
     if isinstance(sys.stdout, TextIOWrapper):
-        # What handlers print must reach a log file when it is printed, not when the buffer is full.
-        sys.stdout.reconfigure(line_buffering=True)
+        # What handlers print must reach a log file when it is printed, not when the buffer is full; and as whole lines,
+        # also where PYTHONUNBUFFERED would mix the pieces of two threads.
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
     log.configure(settings.log_level, settings.log_format)
     detach = log_events.attach()
     for line in settings.warnings:
