@@ -204,7 +204,7 @@ class QueueWorker:
             return
         for run in batch:
             msg_id = run.message.receipt.msg_id
-            kind, detail = turn.missed.get(msg_id, ("", "")) if turn.missed else ("", "")
+            kind, detail = turn.missed.get(msg_id, ("", ""))
             if kind == "error":
                 if run not in before:
                     events.emit("queue.error", queue=self.queue, msg_id=msg_id, error=detail)
@@ -282,8 +282,6 @@ class QueueWorker:
             listening=self.listening and not turn.paused,
             next_due=turn.next_due,
         )
-
-    # ------------------------------------------------------------------------------------------ trouble
 
     def _lose(self, error: TransportUnavailable) -> float:
         # What was sent may have committed; sending it again is safe, because every receipt is spent by its settle.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -150,6 +151,18 @@ class Terminal:
     def interrupt(self) -> None:
         """Press Ctrl+C."""
         self._process.send_signal(signal.SIGINT)
+
+    def interrupt_question(self) -> int:
+        """Press Ctrl+C at a question until the command ends, as a person does; returns the exit code.
+
+        CPython's input() misses a signal that comes after its prompt was written and before it reads.
+        """
+        self.interrupt()
+        while True:
+            if not select.select([self._ours], [], [], 2.0)[0]:
+                self.interrupt()
+            elif not self._read():
+                return self.end()
 
     def end(self) -> int:
         """Read all that is left; returns the exit code."""

@@ -46,8 +46,7 @@ def test_clear_asks(post: Program, db: psycopg.Connection[tuple], answer: str, l
 def test_ctrl_c_at_the_question_deletes_nothing(post: Program, db: psycopg.Connection[tuple]) -> None:
     terminal = Terminal(post, "clear", "post")
     terminal.read_until("[y/N]")
-    terminal.interrupt()
-    assert terminal.end() == 130
+    assert terminal.interrupt_question() == 130
     assert "Traceback" not in terminal.text
     assert db.execute("select count(*) from queue_worker_data.dead_letters").fetchone() == (1,)
 
