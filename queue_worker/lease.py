@@ -12,6 +12,7 @@ from queue_worker.broker import extend
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportError, TransportUnavailable
 from queue_worker.executor import Executor, Run
+from queue_worker.sqlstates import UNDEFINED_TABLE
 from queue_worker.transport import Transport
 
 _TICK = 0.5
@@ -80,7 +81,7 @@ class LeaseKeeper:
         try:
             lost = extend(self._transport, worker.queue, [receipt for _, receipt in due], lease)
         except CallRefused as error:
-            if error.sqlstate == "42P01":
+            if error.sqlstate == UNDEFINED_TABLE:
                 return  # the loop degrades that queue alone
             raise
         for run, receipt in due:

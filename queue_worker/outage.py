@@ -6,9 +6,7 @@ import time
 
 from queue_worker import events
 from queue_worker.pauses import Backoff
-
-MISSING_QUEUE = "42P01"
-"""SQLSTATE of a table that is not there."""
+from queue_worker.sqlstates import UNDEFINED_TABLE
 
 
 class Outage:
@@ -41,7 +39,7 @@ class Outage:
         """The database has answered with an error."""
         if self._trouble != error:
             self._trouble = error
-            name = "queue.missing" if sqlstate == MISSING_QUEUE else "queue.error"
+            name = "queue.missing" if sqlstate == UNDEFINED_TABLE else "queue.error"
             events.emit(name, queue=self._queue, error=error)
 
     def accepted(self) -> None:

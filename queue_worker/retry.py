@@ -19,6 +19,7 @@ from queue_worker.errors import CallRefused, InvalidPayload, LeaseLost, Reject, 
 from queue_worker.log import redact
 from queue_worker.message import MAX_DELAY, MAX_TEXT, DeadLetter, Message, Outcome, Release, clean_text
 from queue_worker.message import Retry as RetryOutcome
+from queue_worker.sqlstates import nobodys_fault
 
 RELEASE_SECONDS = 5.0
 """Pause before a message that infrastructure gave back is tried again, in seconds."""
@@ -28,11 +29,6 @@ MOST_ATTEMPTS = 1000
 
 LONGEST_TIMEOUT = 86_400.0
 """Longest time limit that a message may ask for, in seconds."""
-
-# The database is in trouble, not the message: serialization failure, deadlock, insufficient resources, shutdown and
-# restart, read-only (PostgreSQL documentation, appendix A). 08: connection errors that come with a code.
-_INFRASTRUCTURE_CODES = frozenset({"40001", "40P01", "25006"})
-_INFRASTRUCTURE_CLASSES = ("53", "57P0", "08")
 
 _FRAMES = 3
 _LONGEST_PART = 2 * MAX_TEXT
@@ -102,7 +98,7 @@ class RetryPolicy:
                 return DeadLetter("rejected", _clean(_words(error)))
             case LeaseLost() | TransportUnavailable():
                 return Release(RELEASE_SECONDS)
-            case CallRefused() if infrastructure(error):
+            case CallRefused() if nobodys_fault(error.sqlstate):
                 return Release(RELEASE_SECONDS)
             case Retry():
                 asked = _number(error.delay, 0, MAX_DELAY)
@@ -127,11 +123,6 @@ class RetryPolicy:
 
 # tenacity's strategies take the state of a call; this one only gives them the number of the attempt.
 _NEVER_RUN = Retrying()
-
-
-def infrastructure(error: CallRefused) -> bool:
-    """Whether the database refused a call because of its own state, so that the message is not to blame."""
-    return error.sqlstate in _INFRASTRUCTURE_CODES or error.sqlstate.startswith(_INFRASTRUCTURE_CLASSES)
 
 
 def error_text(error: BaseException) -> str:

@@ -7,21 +7,18 @@ import time
 from collections.abc import Callable
 from operator import attrgetter
 
-from queue_worker import events
+from queue_worker import events, sqlstates
 from queue_worker.appetite import Appetite
 from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
 from queue_worker.executor import Executor, Run, announce, outcomes_wanted
 from queue_worker.message import Ack, DeadLetter
-from queue_worker.outage import MISSING_QUEUE, Outage
+from queue_worker.outage import Outage
 from queue_worker.pauses import BLOCKED, when_empty, when_refused
 from queue_worker.suspects import ALONE, NONE, SuspectGate
 
 _LOST = attrgetter("lost")
-
-_INFRASTRUCTURE = ("25006", "40", "53", "55P03", "57", "58")
-"""SQLSTATEs of a database in trouble: the same settlement may be sent again, and costs nobody an attempt."""
 
 
 class QueueWorker:
@@ -220,7 +217,8 @@ class QueueWorker:
         self._unsent += self._kept
 
     def _settles_again(self, run: Run, detail: str) -> bool:
-        if detail.startswith(_INFRASTRUCTURE):
+        # Sent again as it is, and nobody is charged.
+        if sqlstates.passes(detail[:5]):
             return True
         if not isinstance(run.outcome, Ack):
             return False
@@ -260,7 +258,7 @@ class QueueWorker:
 
     def _pause(self, turn: Turn, count: int) -> float:
         self.last_turn = self._now()
-        if turn.error and turn.error.startswith("25006"):
+        if turn.error and turn.error.startswith(sqlstates.READ_ONLY):
             # A server that became a standby answers like this for ever: another connection may reach the new one.
             self._broker.transport.close()
         if turn.error:
@@ -293,7 +291,7 @@ class QueueWorker:
         """The database answered with an error: this queue waits, the others go on."""
         self.last_turn = self._now()
         self._outage.refused(error, sqlstate)
-        if sqlstate == MISSING_QUEUE:
+        if sqlstate == sqlstates.UNDEFINED_TABLE:
             for run in self._unsent:
                 self._drop(run)
             self._unsent, self._kept = [], []

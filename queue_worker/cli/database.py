@@ -10,9 +10,8 @@ from typing import Any
 from queue_worker.cli.values import queue_name
 from queue_worker.config import Settings
 from queue_worker.errors import CallRefused, QueueNotFound
+from queue_worker.sqlstates import UNDEFINED_TABLE
 from queue_worker.transport import Transport
-
-_UNDEFINED_TABLE = "42P01"
 
 
 class Operator:
@@ -29,7 +28,7 @@ class Operator:
         try:
             return self._transport.call(f"queue_worker.{function}", params).dicts()
         except CallRefused as error:
-            if error.sqlstate == _UNDEFINED_TABLE and "queue" in params:
+            if error.sqlstate == UNDEFINED_TABLE and "queue" in params:
                 self.queue(params["queue"])
             raise
 

@@ -16,14 +16,12 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from queue_worker.errors import CallRefused, ConfigError, TransportError, TransportUnavailable
+from queue_worker.sqlstates import server_trouble
 from queue_worker.transport import Rows
 from queue_worker.transport.adapt import register, to_sql
 
 POOLER_PORT = 6543
 """Supabase's transaction pooler; see its guide "Connect to your database"."""
-
-# Not the call's fault: the server is away, full, starting, or read-only after a failover.
-_INFRASTRUCTURE = ("08", "53", "57P01", "57P02", "57P03", "58", "25006")
 
 _NOT_PREPARED_HERE = ("26000", "42P05")
 """A prepared statement is missing, or there already: another client's server answered."""
@@ -79,7 +77,7 @@ def translate(error: psycopg.Error, connection: psycopg.Connection[Any] | None) 
     """Return our exception for psycopg's; an infrastructure error says that the call may be repeated."""
     state = error.sqlstate or ""
     # By SQLSTATE first: psycopg files some of these, such as 25006, under classes of other kinds.
-    if state.startswith(_INFRASTRUCTURE):
+    if server_trouble(state):
         return TransportUnavailable(describe(error))
     gone = connection is None or connection.closed or not state
     if gone and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
-from psycopg.rows import dict_row
 
 from queue_worker.broker import DatabaseContext
 from queue_worker.message import Message, Receipt
 from queue_worker.processor import Job, Processor
 from queue_worker.processors.reports import FileStore, ReportsConfig, make_processor
+from queue_worker.storage import LocalStorage
 from queue_worker.transport.transactions import TransactionPool
 
 
-@pytest.fixture
-def reports_desk(dsn: str) -> Iterator[Desk]:
-    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
-        for queue in ("reports", "email"):
-            connection.execute("select queue_worker.create_queue(%s)", [queue])
-        pool = TransactionPool(lambda: dsn, pooler=False, size=2)
-        yield Desk(connection, pool)
-        pool.close()
+def published(folder: Path) -> list[str]:
+    """Return the files below `folder`."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def rows_of(storage: LocalStorage, key: str = "out/sales.csv") -> list[list[str]]:
+    """Return the cells of a published csv."""
+    return list(csv.reader(io.StringIO(storage.read(key).decode("utf-8-sig"), newline="")))
 
 
 class Desk:

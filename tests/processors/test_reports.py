@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,11 +11,9 @@ from queue_worker.processors.email_payload import EmailPayload
 from queue_worker.processors.reports import ReportsConfig, make_processor
 from queue_worker.storage import LocalStorage
 from tests.helpers import running, wait_until
+from tests.processors.report_context import Desk, published, rows_of
 
-if TYPE_CHECKING:
-    from tests.processors.report_context import Desk
-
-pytest_plugins = ["tests.processors.report_context"]
+pytest_plugins = ["report_fixtures"]
 
 
 @pytest.fixture
@@ -29,14 +24,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def storage(folder: Path) -> LocalStorage:
     return LocalStorage(folder)
-
-
-def published(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def rows_of(storage: LocalStorage, key: str = "out/sales.csv") -> list[list[str]]:
-    return list(csv.reader(io.StringIO(storage.read(key).decode("utf-8-sig"), newline="")))
 
 
 def test_the_params_reach_the_function_as_one_object(reports_desk: Desk, storage: LocalStorage) -> None:

@@ -20,7 +20,8 @@ from queue_worker.storage import LocalStorage
 if TYPE_CHECKING:
     from tests.processors.report_context import Desk
 
-pytest_plugins = ["tests.processors.report_context"]
+pytest_plugins = ["report_fixtures"]
+
 
 NAMES = ["Иванов Пётр, ёж", "王小明 销售额", "홍길동 매출액"]
 COLUMNS = (

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from queue_worker.errors import CallRefused, ConfigError, InvalidPayload, LeaseLost, Reject, Retry
 from queue_worker.processors.reports import ReportsConfig, make_processor
 from queue_worker.storage import LocalStorage
+from tests.processors.report_context import Desk, published
 
-if TYPE_CHECKING:
-    from tests.processors.report_context import Desk
-
-pytest_plugins = ["tests.processors.report_context"]
+pytest_plugins = ["report_fixtures"]
 
 
 @pytest.fixture
@@ -28,14 +24,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def storage(folder: Path) -> LocalStorage:
     return LocalStorage(folder)
-
-
-def published(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def rows_of(storage: LocalStorage, key: str = "out/sales.csv") -> list[list[str]]:
-    return list(csv.reader(io.StringIO(storage.read(key).decode("utf-8-sig"), newline="")))
 
 
 def test_an_unknown_report_is_rejected_with_the_known_ones(

@@ -18,7 +18,8 @@ from tests.processors.storage_server import BUCKET, KEY, Bucket, serving
 if TYPE_CHECKING:
     from tests.processors.report_context import Desk
 
-pytest_plugins = ["tests.processors.report_context"]
+pytest_plugins = ["report_fixtures"]
+
 
 CONTENT = os.urandom(200_000)
 

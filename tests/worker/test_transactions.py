@@ -8,6 +8,7 @@ import pytest
 
 from queue_worker import Job, events
 from queue_worker.errors import LeaseLost
+from queue_worker.processor import Handler
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of
@@ -16,6 +17,17 @@ from tests.worker.kit import Door, app_of
 def write(job: Job[dict[str, Any]]) -> None:
     with job.transaction() as transaction:
         transaction.execute("insert into effects values (%s)", [job.msg_id])
+
+
+def write_at(door: Door) -> Handler:
+    """Return a handler that waits at `door` with its row written and its transaction open."""
+
+    def handle(job: Job[dict[str, Any]]) -> None:
+        with job.transaction() as transaction:
+            transaction.execute("insert into effects values (%s)", [job.msg_id])
+            door.wait()
+
+    return handle
 
 
 def written(engine: Engine) -> list[int]:
@@ -28,14 +40,8 @@ def failures(engine: Engine) -> int:
 
 def test_rows_and_ack_become_visible_in_the_same_moment(dsn: str, effects: Engine) -> None:
     door = Door()
-
-    def handle(job: Job[dict[str, Any]]) -> None:
-        with job.transaction() as transaction:
-            transaction.execute("insert into effects values (%s)", [job.msg_id])
-            door.wait()
-
     msg_id = effects.send({})
-    with events.capture("message.done") as done, running(dsn, app_of(handle)):
+    with events.capture("message.done") as done, running(dsn, app_of(write_at(door))):
         door.reached()
         assert (written(effects), effects.places(msg_id)) == ([], ["queue"])
         door.open()
@@ -139,14 +145,8 @@ def test_a_message_lost_during_the_transaction_rolls_it_back(dsn: str, effects: 
 
 def test_nobody_claims_a_message_whose_transaction_outlives_its_lease(dsn: str, effects: Engine) -> None:
     door = Door()
-
-    def handle(job: Job[dict[str, Any]]) -> None:
-        with job.transaction() as transaction:
-            transaction.execute("insert into effects values (%s)", [job.msg_id])
-            door.wait()
-
     msg_id = effects.send({})
-    with running(dsn, app_of(handle, lease=1)):
+    with running(dsn, app_of(write_at(door), lease=1)):
         door.reached()
         wait_until(lambda: effects.state(msg_id).visible)  # the keeper passes over the locked row
         assert effects.claim(suspects=2) == []
