@@ -99,6 +99,17 @@ class QueueOptions(BaseModel):
     archive_days: int = Field(
         7, ge=0, le=36_500, description="Days that done messages stay in the archive (payments: 365)"
     )
+    failure_days: int = Field(30, ge=0, le=36_500, description="Days that the history of failed attempts is kept")
+    dead_days: int = Field(
+        0, ge=0, le=36_500, description="Days that dead letters are kept (0: until somebody discards them)"
+    )
+    results: bool = Field(False, description="Keep what the handler returns, for as long as the archive")
+    breaker_failures: int = Field(
+        0, ge=0, le=10_000, description="Failures in a row, of one process, after which the queue pauses (0: never)"
+    )
+    breaker_seconds: float = Field(
+        10.0, ge=1, le=86_400, description="How long the queue pauses, and the time between two probes, seconds"
+    )
 
 
 OPTIONS = tuple(QueueOptions.model_fields)

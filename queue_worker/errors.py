@@ -12,7 +12,8 @@ QueueWorkerError
 ├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
 └── Steering               raised by a handler to choose the outcome
     ├── Retry              run again after a delay; costs an attempt
-    └── Reject             dead letter at once, with a reason
+    ├── Reject             dead letter at once, with a reason
+    └── Unavailable        the provider is down: the queue pauses, nobody is charged
 """
 
 from __future__ import annotations
@@ -90,3 +91,16 @@ class Reject(Steering):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Unavailable(Steering):
+    """What the handler needs cannot serve anybody now: the queue pauses and tries again by itself.
+
+    The message goes back and is not charged. `delay` is in seconds, such as a provider's Retry-After (None: the
+    queue's `breaker_seconds`).
+    """
+
+    def __init__(self, reason: str = "the provider is unavailable", *, delay: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.delay = delay

@@ -94,7 +94,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The message is done: archived or deleted, as the queue says."""
+    """The message is done: archived or deleted, as the queue says.
+
+    `result` is the JSON text of what the handler returned, where the queue keeps results.
+    """
+
+    result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +132,20 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The message goes back unharmed, due after `delay` seconds; no attempt is charged."""
+    """The message goes back unharmed, due after `delay` seconds; no attempt is charged.
+
+    `pause`: the provider behind the queue is down, so the queue pauses for as many seconds, because of `reason`.
+    """
 
     delay: float = 0.0
+    pause: float | None = None
+    reason: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "delay", _clamp(self.delay))
+        object.__setattr__(self, "reason", clean_text(self.reason))
+        if self.pause is not None:
+            object.__setattr__(self, "pause", _clamp(self.pause))
 
 
 Outcome = Ack | Retry | DeadLetter | Release

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from queue_worker.builtin import builtin_processors
@@ -220,6 +221,8 @@ def test_a_file_with_secrets_that_others_can_read_is_told(
 VALUES = st.one_of(st.text(max_size=12), st.integers(), st.floats(), st.none())
 
 
+# How long a busy machine takes to make up values says nothing about us.
+@hypothesis_settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from(OPTIONS), VALUES))
 def test_any_option_value_is_taken_or_refused_in_one_line(values: dict[str, Any]) -> None:
     names = dict(zip(OPTIONS, DECORATOR_OPTIONS, strict=True))
