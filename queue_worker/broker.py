@@ -18,10 +18,16 @@ from queue_worker.transport.transactions import TransactionPool
 
 
 class Settlement(NamedTuple):
-    """A receipt and what became of its message."""
+    """A receipt and what became of its message; `counted`: it is one of a batch that something follows."""
 
     receipt: Receipt
     outcome: Outcome
+    counted: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is done and nothing more is to be written about it."""
+        return isinstance(self.outcome, Ack) and self.outcome.result is None and not self.counted
 
 
 @dataclass(slots=True)
@@ -29,7 +35,8 @@ class Turn:
     """The answer of one round trip.
 
     `missed` names settlements that changed nothing: 'gone', 'stale' or 'error' and its text. `waiting` is 'suspect'
-    or 'alone' when such a message waits for a worker that takes it. `next_due` is in seconds from now.
+    or 'alone' when such a message waits for a worker that takes it. `limited`: a limit of the queue lets nothing start.
+    `next_due` is in seconds from now.
     """
 
     messages: list[Message] = field(default_factory=list)
@@ -37,6 +44,7 @@ class Turn:
     buried: list[tuple[int, int]] = field(default_factory=list)
     waiting: str | None = None
     paused: bool = False
+    limited: bool = False
     next_due: float | None = None
     error: str | None = None
 
@@ -84,27 +92,59 @@ class Broker:
         }
         return self._read(self.transport.call("queue_worker.settle_claim", params))
 
+    def trip(self, seconds: float, probe_seconds: float, reason: str) -> None:
+        """Pause the queue for all workers, for `seconds`, then let one message per `probe_seconds` through.
+
+        Raises TransportUnavailable or CallRefused.
+        """
+        self.transport.call(
+            "queue_worker.trip",
+            {
+                "queue": self.queue,
+                "seconds": seconds,
+                "probe_seconds": probe_seconds,
+                "reason": reason,
+                "worker": self._fixed["worker"],
+            },
+        )
+
+    def close_breaker(self) -> None:
+        """End the pause that `trip` began; raises TransportUnavailable or CallRefused."""
+        self.transport.call("queue_worker.close_breaker", {"queue": self.queue, "worker": self._fixed["worker"]})
+
     def _read(self, rows: Rows) -> Turn:
         turn = Turn()
         at = {name: position for position, name in enumerate(rows.columns)}
         kind, msg_id, read_ct, enqueued_at = at["kind"], at["msg_id"], at["read_ct"], at["enqueued_at"]
         payload, headers, failures, lost = at["payload"], at["headers"], at["failures"], at["lost"]
+        probe = False
         for row in rows.rows:
-            if row[kind] == "job":
+            if row[kind] in _MESSAGES:
                 receipt = Receipt(row[msg_id], row[read_ct], row[enqueued_at])
-                turn.messages.append(
-                    Message(self.queue, receipt, row[payload], parse_headers(row[headers]), row[failures], row[lost])
+                message = Message(
+                    self.queue, receipt, row[payload], parse_headers(row[headers]), row[failures], row[lost]
                 )
+                message.expired = row[kind] == "expired"
+                turn.messages.append(message)
+            elif row[kind] == "probe":
+                probe = True
             else:
                 _note(turn, row[kind], row[msg_id], row[at["detail"]] or "", row[lost])
+        if probe and turn.messages:
+            turn.messages[0].probe = True
         turn.messages.sort(key=lambda message: message.receipt.msg_id)
         return turn
 
 
+_MESSAGES = ("job", "expired")
+
+
 def _note(turn: Turn, kind: str, msg_id: int | None, detail: str, lost: int | None) -> None:
     """Enter a row that is no message into the turn."""
-    if kind == "paused":
-        turn.paused = True
+    if kind in ("paused", "limited"):
+        turn.paused = kind == "paused"
+        turn.limited = kind == "limited"
+        turn.next_due = float(detail) if detail else None
     elif kind == "next":
         turn.next_due = float(detail)
     elif kind in ("suspect", "alone"):
@@ -119,8 +159,8 @@ def _note(turn: Turn, kind: str, msg_id: int | None, detail: str, lost: int | No
 
 def _split(settlements: Sequence[Settlement], on_success: str) -> dict[str, Any]:
     """Return settlements as arrays: those done, and the others with their details."""
-    done = [one.receipt for one in settlements if isinstance(one.outcome, Ack)]
-    others = [one for one in settlements if not isinstance(one.outcome, Ack)]
+    done = [one.receipt for one in settlements if one.plain]
+    others = [one for one in settlements if not one.plain]
     details = [_detail(one.outcome) for one in others]
     return {
         "done_ids": BigInts(one.msg_id for one in done),
@@ -147,7 +187,7 @@ def _detail(outcome: Outcome) -> tuple[str, float, str, str]:
         case Release():
             return "release", outcome.delay, "", ""
         case Ack():
-            raise TypeError("an Ack has no details")
+            return "result", 0.0, "", outcome.result or ""
 
 
 def extend(transport: Transport, queue: str, receipts: Sequence[Receipt], lease_seconds: float) -> set[int]:

@@ -32,6 +32,8 @@ LINES = {
     "queue.missing": ("ERROR", "the queue does not exist in the database"),
     "queue.error": ("ERROR", "the database refused a call for this queue"),
     "queue.back": ("INFO", "the queue works again"),
+    "breaker.opened": ("ERROR", "the queue pauses by itself"),
+    "breaker.closed": ("INFO", "the queue goes on: a trial succeeded"),
     "worker.stuck": ("ERROR", "every slot is held by a handler that outlived its time limit: recycling"),
     "migrate": ("INFO", "migrate"),
     "chore.error": ("WARNING", "housekeeping failed"),

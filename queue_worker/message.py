@@ -57,7 +57,8 @@ class Message:
     """One claimed message.
 
     `body` is the JSON text of the payload (None: SQL null), parsed for each message alone. `failures` counts
-    charged attempts so far; `lost` counts starts that ended without a recorded outcome.
+    charged attempts so far; `lost` counts starts that ended without a recorded outcome. `expired`: its `expires_at` has
+    passed, so it must not run. `probe`: it is the trial of an open breaker.
     """
 
     queue: str
@@ -66,6 +67,8 @@ class Message:
     headers: dict[str, Any] = field(default_factory=dict)
     failures: int = 0
     lost: int = 0
+    expired: bool = False
+    probe: bool = False
 
     @property
     def attempt(self) -> int:

@@ -14,6 +14,9 @@ _LONGEST_SLEEP = 30.0
 # While NOTIFY is expected: SQL `claim` believes a sleeper for 90.
 
 _LONGEST_REFUSED = 5.0
+_LONGEST_LIMITED = 1.0
+# While the fleet runs as many as it may: nobody is told when another process has ended one.
+
 _RECONNECT_CAP = 1.0
 
 
@@ -30,6 +33,11 @@ def when_empty(cycle: float, empty_claims: int, *, listening: bool, next_due: fl
     if next_due is not None:
         pause = min(pause, max(0.001, next_due))
     return pause
+
+
+def when_limited(cycle: float, allowed_in: float | None) -> float:
+    """Return the pause while a limit of the queue lets nothing start; `allowed_in`: until the rate allows the next."""
+    return min(cycle, _LONGEST_LIMITED if allowed_in is None else max(0.001, allowed_in))
 
 
 def when_refused(cycle: float) -> float:

@@ -9,13 +9,14 @@ from operator import attrgetter
 
 from queue_worker import events, sqlstates
 from queue_worker.appetite import Appetite
+from queue_worker.breaker import Breaker, Trip
 from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
 from queue_worker.executor import Executor, Run, announce, outcomes_wanted
-from queue_worker.message import Ack, DeadLetter
+from queue_worker.message import ACK, Ack, DeadLetter
 from queue_worker.outage import Outage
-from queue_worker.pauses import BLOCKED, when_empty, when_refused
+from queue_worker.pauses import BLOCKED, when_empty, when_limited, when_refused
 from queue_worker.suspects import ALONE, NONE, SuspectGate
 
 _LOST = attrgetter("lost")
@@ -55,6 +56,7 @@ class QueueWorker:
         self._resend = False
         self._stopping = False
         self._outage = Outage(broker.queue)
+        self._breaker = Breaker(options.breaker_failures, options.breaker_seconds)
 
     # ------------------------------------------------------------------------------------------ from other threads
 
@@ -123,15 +125,16 @@ class QueueWorker:
             count = 0
         elif not count:
             self._gate.pass_by(self.queue)
-        if not self._unsent and count == 0:
+        if not self._unsent and count == 0 and self._breaker.wanted is None:
             self.last_turn = self._now()
             return BLOCKED if level is None else self.options.cycle_seconds
         sleep = self.listening and (self.empty_claims > 0 or self.executor.unfinished == 0)
         sent = self._now()
         batch = self._unsent
         try:
+            self._switch_breaker()
             turn = self._broker.turn(
-                [Settlement(run.message.receipt, run.outcome) for run in batch if run.outcome],
+                [_settlement(run) for run in batch if run.outcome],
                 count,
                 suspects=level or NONE,
                 sleep=sleep,
@@ -149,6 +152,18 @@ class QueueWorker:
         self._answer(count, level, turn)
         pause = self._pause(turn, count)
         return pause if level is not None else min(pause, BLOCKED)
+
+    def _switch_breaker(self) -> None:
+        wanted = self._breaker.wanted
+        if wanted is None:
+            return
+        if isinstance(wanted, Trip):
+            self._broker.trip(wanted.seconds, self._breaker.seconds, wanted.reason)
+            events.emit("breaker.opened", queue=self.queue, seconds=wanted.seconds, reason=wanted.reason)
+        else:
+            self._broker.close_breaker()
+            events.emit("breaker.closed", queue=self.queue)
+        self._breaker.wanted = None
 
     def _answer(self, count: int, level: int | None, turn: Turn | None = None) -> None:
         if count and level is not None:
@@ -171,6 +186,8 @@ class QueueWorker:
             if run.seconds:
                 total += run.seconds
                 count += 1
+            if run.outcome and (run.outcome is not ACK or run.message.probe or self._breaker.watching):
+                self._breaker.saw(run.message, run.outcome)
             if run.settled:
                 self._drop(run)
                 announce(self.queue, run)
@@ -249,6 +266,8 @@ class QueueWorker:
                 continue
             run = self.held[msg_id] = Run(message, sent, deadline)
             runs.append(run)
+            if message.expired:
+                self.executor.finish(run, DeadLetter("expired", f"not run before {message.headers.get('expires_at')}"))
             if message.lost:
                 events.emit("suspect.started", queue=self.queue, msg_id=msg_id, lost=message.lost, alone=level == ALONE)
         if self._stopping:
@@ -264,6 +283,11 @@ class QueueWorker:
         if turn.error:
             return self._refuse(turn.error, turn.error[:5])
         self._outage.accepted()
+        if turn.paused and self.held:
+            # What has not begun waits in the queue, where the pause is seen.
+            self.executor.give_back(list(self.held.values()))
+        if turn.limited:
+            return when_limited(self.options.cycle_seconds, turn.next_due)
         if turn.messages:
             self.empty_claims = 0
             if len(turn.messages) == count or turn.waiting:
@@ -296,3 +320,8 @@ class QueueWorker:
                 self._drop(run)
             self._unsent, self._kept = [], []
         return when_refused(self.options.cycle_seconds)
+
+
+def _settlement(run: Run) -> Settlement:
+    assert run.outcome is not None  # noqa: S101 - for the type checker; the caller has looked
+    return Settlement(run.message.receipt, run.outcome, "batch" in run.message.headers)

@@ -2,7 +2,7 @@
 -- What a queue can be told beyond its name: lanes, limits, and the breaker's state. See docs/limits.md.
 
 -- has_priority: the priority lane of a claim runs only where some message has used it. The limits are null where there
--- are none. broken_until: the breaker is open until then; later one message at a time is let through as a probe.
+-- are none. broken_until: the breaker is open until then, and afterwards lets one message per broken_seconds through.
 alter table queue_worker_data.queues
     add column ordered        boolean not null default false,
     add column has_priority   boolean not null default false,
@@ -12,6 +12,7 @@ alter table queue_worker_data.queues
     add column per_group      int,
     add column broken_at      timestamptz,
     add column broken_until   timestamptz,
+    add column broken_seconds double precision,
     add column broken_reason  text;
 
 -- Takes from everybody but the owner what is ours; every migration that makes something ends with it.
