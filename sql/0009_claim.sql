@@ -772,6 +772,17 @@ begin
     perform pg_catalog.pg_notify('queue_worker', set_concurrency.queue);
 end $$;
 
+-- The lanes and limits of a queue; always one row.
+create function queue_worker.limits(queue text)
+returns table (queue text, ordered boolean, rate_count int, rate_seconds int, fleet int, per_group int)
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+begin
+    perform queue_worker_data.check_queue(limits.queue);
+    return query select limits.queue, coalesce(q.ordered, false), q.rate_count, q.rate_seconds, q.fleet, q.per_group
+        from (select) x left join queue_worker_data.queues q on q.queue = limits.queue;
+end $$;
+
 -- Opens the breaker: nothing of the queue is claimed for `seconds`, then one message per `probe_seconds` until one
 -- succeeds. Workers call it; it never shortens a pause under way.
 create function queue_worker.trip(
