@@ -2,8 +2,8 @@
 
     python bench/cost.py [--rounds 20]
 
-WAL bytes and buffers per message are exact: 100 messages are sent with plain pgmq, then one call settles the last 100 and
-claims the next, in a queue that uses no feature. Both schemas stand in databases of their own on one server.
+WAL bytes and buffers per message are exact: 100 messages are sent with plain pgmq, then one call settles the last 100
+and claims the next, in a queue that uses no feature. Both schemas stand in databases of their own on one server.
 """
 
 from __future__ import annotations

@@ -774,12 +774,12 @@ end $$;
 
 -- The lanes and limits of a queue; always one row.
 create function queue_worker.limits(queue text)
-returns table (queue text, ordered boolean, rate_count int, rate_seconds int, fleet int, per_group int)
+returns table (ordered boolean, rate_count int, rate_seconds int, fleet int, per_group int)
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
 begin
     perform queue_worker_data.check_queue(limits.queue);
-    return query select limits.queue, coalesce(q.ordered, false), q.rate_count, q.rate_seconds, q.fleet, q.per_group
+    return query select coalesce(q.ordered, false), q.rate_count, q.rate_seconds, q.fleet, q.per_group
         from (select) x left join queue_worker_data.queues q on q.queue = limits.queue;
 end $$;
 

@@ -50,7 +50,7 @@ def limit(
             operator.call("set_concurrency", queue=queue, **{**numbers, **kept})
         [found] = operator.call("limits", queue=queue)
     if as_json:
-        print_json(found)
+        print_json({"queue": queue, **found})
     else:
         print(f"queue {queue!r}: {_words(found)}")
 
