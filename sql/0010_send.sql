@@ -181,15 +181,12 @@ begin
                 into state using holder.msg_id, holder.enqueued_at;
         end if;
         if state in ('waiting', 'delayed') and updates then
-            if found_row.headers ->> 'group_key' is distinct from send_unique.headers ->> 'group_key' then
-                raise exception 'group_key of message % cannot change while it waits', holder.msg_id
-                    using errcode = '22023';
-            end if;
             perform queue_worker_data.replace_message(send_unique.queue, holder.msg_id, found_row.read_ct,
                 holder.enqueued_at, send_unique.payload, send_unique.headers,
                 case when mode = 'replace' then send_unique.due end);
             return holder.msg_id;
-        elsif state in ('waiting', 'delayed') and not queue_worker_data.has_expired(found_row.headers)
+        elsif state in ('waiting', 'delayed')
+                  and (mode = 'unsafe_dedupe' or not queue_worker_data.has_expired(found_row.headers))
               or state = 'running' and (scope = 'active' or mode = 'unsafe_dedupe')
               or mode = 'unsafe_dedupe' and exists (
                   select from queue_worker_data.dead_letters d where d.queue = send_unique.queue
