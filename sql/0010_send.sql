@@ -37,36 +37,39 @@ begin
     end if;
     -- Ours alone: a handler that passes on the headers of its own message must not add a member to its batch.
     headers := headers - 'batch';
-    if pg_catalog.num_nonnulls(nullif(priority, 0), unique_key, group_key, expires_at, max_attempts,
-            retry_delay_seconds, timeout_seconds) = 0 then
-        return nullif(headers, '{}');
+    if pg_catalog.num_nonnulls(max_attempts, retry_delay_seconds, timeout_seconds) > 0 then
+        if max_attempts not between 1 and 1000 then
+            raise exception 'max_attempts must be 1 to 1000' using errcode = '22023';
+        elsif retry_delay_seconds not between 0 and 31536000 then
+            raise exception 'retry_delay_seconds must be 0 to 31536000' using errcode = '22023';
+        elsif timeout_seconds not between 1 and 86400 then
+            raise exception 'timeout_seconds must be 1 to 86400' using errcode = '22023';
+        end if;
+        headers := coalesce(headers, '{}') || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+            'max_attempts', max_attempts, 'retry_delay_seconds', retry_delay_seconds,
+            'timeout_seconds', timeout_seconds));
     end if;
-    if priority not between 0 and 100 then
-        raise exception 'priority must be 0 to 100, not %; for less than 0 use another queue', priority
-            using errcode = '22023';
-    elsif pg_catalog.length(unique_key) not between 1 and 200 then
-        raise exception 'unique_key must have 1 to 200 characters' using errcode = '22023';
-    elsif pg_catalog.length(group_key) not between 1 and 200 then
-        raise exception 'group_key must have 1 to 200 characters' using errcode = '22023';
-    elsif max_attempts not between 1 and 1000 then
-        raise exception 'max_attempts must be 1 to 1000' using errcode = '22023';
-    elsif retry_delay_seconds not between 0 and 31536000 then
-        raise exception 'retry_delay_seconds must be 0 to 31536000' using errcode = '22023';
-    elsif timeout_seconds not between 1 and 86400 then
-        raise exception 'timeout_seconds must be 1 to 86400' using errcode = '22023';
-    elsif expires_at not between '0001-01-01 UTC' and '9999-12-31 UTC' then
-        raise exception 'expires_at must be a point in time, not %', expires_at using errcode = '22023';
-    elsif expires_at <= pg_catalog.clock_timestamp() then
-        raise exception 'expires_at is in the past: %', expires_at using errcode = '22023';
-    elsif expires_at < due then
-        raise exception 'expires_at is before the message is due: % is earlier than %', expires_at, due
-            using errcode = '22023';
+    if pg_catalog.num_nonnulls(nullif(priority, 0), unique_key, group_key, expires_at) > 0 then
+        if priority not between 0 and 100 then
+            raise exception 'priority must be 0 to 100, not %; for less than 0 use another queue', priority
+                using errcode = '22023';
+        elsif pg_catalog.length(unique_key) not between 1 and 200 then
+            raise exception 'unique_key must have 1 to 200 characters' using errcode = '22023';
+        elsif pg_catalog.length(group_key) not between 1 and 200 then
+            raise exception 'group_key must have 1 to 200 characters' using errcode = '22023';
+        elsif expires_at not between '0001-01-01 UTC' and '9999-12-31 UTC' then
+            raise exception 'expires_at must be a point in time, not %', expires_at using errcode = '22023';
+        elsif expires_at <= pg_catalog.clock_timestamp() then
+            raise exception 'expires_at is in the past: %', expires_at using errcode = '22023';
+        elsif expires_at < due then
+            raise exception 'expires_at is before the message is due: % is earlier than %', expires_at, due
+                using errcode = '22023';
+        end if;
+        headers := coalesce(headers, '{}') || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+            'priority', nullif(priority, 0), 'unique_key', unique_key, 'group_key', group_key,
+            'expires_at', pg_catalog.to_char(expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')));
     end if;
-    return coalesce(headers, '{}') || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-        'priority', nullif(priority, 0), 'unique_key', unique_key, 'group_key', group_key,
-        'expires_at', pg_catalog.to_char(expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        'max_attempts', max_attempts, 'retry_delay_seconds', retry_delay_seconds,
-        'timeout_seconds', timeout_seconds));
+    return nullif(headers, '{}');
 end $$;
 
 -- Refuses a group_key where nothing would keep its order.

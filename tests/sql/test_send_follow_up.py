@@ -308,6 +308,31 @@ def test_settles_of_several_batches_in_any_order_do_not_deadlock(engine: Engine,
     assert len(sent_after(engine)) == 12
 
 
+def test_a_transaction_touches_the_batches_of_its_members_in_one_order_whatever_order_it_settles_in(
+    engine: Engine,
+) -> None:
+    """What keeps two ends of transactions from waiting for each other."""
+    for _ in range(8):
+        send_batch(engine, 2)
+    receipts = engine.take(16)
+    engine.rows("create table touched (n int generated always as identity, batch_id uuid)")
+    engine.rows(
+        "create function note() returns trigger language plpgsql as"
+        " $$ begin insert into public.touched (batch_id) values (new.batch_id); return null; end $$"
+    )
+    engine.rows("create trigger t after update on queue_worker_data.batches for each row execute function note()")
+    engine.settle(others=[outcome(one) for one in receipts[::2]])
+    engine.rows("insert into touched (batch_id) values (null)")
+    with engine.connection.transaction():
+        for one in receipts[:0:-2]:
+            engine.settle(others=[outcome(one)])
+    touched = [row[0] for row in engine.rows("select batch_id::text from touched order by n")]
+    middle = touched.index(None)
+    assert touched[:middle] == sorted(touched[:middle])
+    assert touched[middle + 1 :] == sorted(touched[middle + 1 :])
+    assert len(set(touched)) == 9
+
+
 def test_transactions_that_hold_members_of_two_batches_crosswise_do_not_wait_for_each_other(
     engine: Engine, dsn: str
 ) -> None:
