@@ -12,7 +12,7 @@ create table queue_worker_data.results (
 );
 create index results_at_idx on queue_worker_data.results (queue, at);
 
--- then_id is null in a finished batch whose follow-up could not be sent; then_error says why, and it is tried again.
+-- then_id is null in a finished batch whose follow-up could not be sent; then_error says why, housekeeping tries again.
 create table queue_worker_data.batches (
     batch_id     uuid primary key default gen_random_uuid(),
     queue        text not null,
@@ -27,13 +27,12 @@ create table queue_worker_data.batches (
     finished_at  timestamptz
 );
 create index batches_open_idx on queue_worker_data.batches (queue) where then_id is null;
-create index batches_finished_idx on queue_worker_data.batches (queue, finished_at) where then_id is not null;
+create index batches_created_idx on queue_worker_data.batches (created_at);
 
 -- What a transaction has settled of a batch, until its end folds it into the batch: settles never lock a batch.
 create table queue_worker_data.batch_counts (
     batch_id uuid not null,
     xid      xid8 not null,
-    queue    text not null,
     done     int not null,
     failed   int not null,
     primary key (batch_id, xid)
@@ -109,13 +108,13 @@ begin
         perform from queue_worker_data.batches b where b.batch_id = one for update;
         with counted as (
             delete from queue_worker_data.batch_counts c where c.batch_id = one
-            returning c.queue, c.done, c.failed)
+            returning c.done, c.failed)
         update queue_worker_data.batches b
             set done = b.done + s.done, failed = b.failed + s.failed,
                 finished_at = case when b.done + s.done + b.failed + s.failed >= b.total
                                    then pg_catalog.clock_timestamp() end
-            from (select c.queue, sum(c.done)::int as done, sum(c.failed)::int as failed from counted c group by c.queue) s
-            where b.batch_id = one and b.queue = s.queue and b.finished_at is null
+            from (select sum(c.done)::int as done, sum(c.failed)::int as failed from counted c) s
+            where b.batch_id = one and b.finished_at is null and s.done is not null
             returning b.finished_at into ended;
         if ended is not null then
             perform queue_worker_data.follow_up(one);
@@ -145,8 +144,8 @@ create constraint trigger batch_counts_fold after insert on queue_worker_data.ba
 -- written headers: what is no batch of ours changes nothing.
 create function queue_worker_data.count_members(queue text, headers jsonb[], failed boolean) returns void
 language sql set search_path = '' as $$
-    insert into queue_worker_data.batch_counts as c (batch_id, xid, queue, done, failed)
-        select b.batch_id, pg_catalog.pg_current_xact_id(), count_members.queue,
+    insert into queue_worker_data.batch_counts as c (batch_id, xid, done, failed)
+        select b.batch_id, pg_catalog.pg_current_xact_id(),
                case when count_members.failed then 0 else count(*) end,
                case when count_members.failed then count(*) else 0 end
         from pg_catalog.unnest(count_members.headers) h (head)
@@ -204,22 +203,25 @@ begin
     return gone;
 end $$;
 
--- Counts what has left the open batches of a queue by a way that does not count: done where it is in the archive, else
--- failed (plain pgmq.delete, purge, retention of dead letters). Then sends follow-ups that could not be sent, and deletes at most max_count batches that ended longer than
--- keep_seconds ago; returns how many of those.
-create function queue_worker_data.prune_batches(queue text, keep_seconds double precision, max_count int) returns bigint
+-- For housekeeping: counts what has left the open batches of a queue by a way that does not count: done where it is in
+-- the archive, else failed (plain pgmq.delete, purge, retention of dead letters). Then sends follow-ups that could not
+-- be sent. Returns how many messages it has counted.
+create function queue_worker_data.recount_batches(queue text) returns bigint
 language plpgsql set search_path = '' set lock_timeout = '1s' as $$
 #variable_conflict use_column
 declare
     one record;
     open_ids uuid[];
     archived bigint := 0;
-    gone bigint;
+    counted bigint := 0;
 begin
     select pg_catalog.array_agg(b.batch_id) into open_ids from queue_worker_data.batches b
-        where b.queue = prune_batches.queue and b.then_id is null and b.finished_at is null;
+        where b.queue = recount_batches.queue and b.then_id is null and b.finished_at is null;
     if open_ids is not null then
-        perform queue_worker_data.fold_batches(open_ids);
+        -- Only what was left behind, because settles wait for a batch that is being folded.
+        perform queue_worker_data.fold_batches((
+            select pg_catalog.array_agg(distinct c.batch_id) from queue_worker_data.batch_counts c
+            where c.batch_id = any (open_ids)));
         -- One statement, one snapshot: a message that moves or settles meanwhile is seen in exactly one place.
         for one in execute pg_catalog.format(
             'with live as (
@@ -233,17 +235,17 @@ begin
                          where c.batch_id = b.batch_id), 0) as missing
              from queue_worker_data.batches b left join live on live.batch = b.batch_id::text
              where b.batch_id = any ($2) and b.finished_at is null',
-            case when pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || prune_batches.queue)) is not null
+            case when pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || recount_batches.queue)) is not null
                  then pg_catalog.format('union all select m.headers ->> ''batch'' from pgmq.%I m
-                                         where m.headers ? ''batch''', 'q_' || prune_batches.queue) end)
-            using prune_batches.queue, open_ids
+                                         where m.headers ? ''batch''', 'q_' || recount_batches.queue) end)
+            using recount_batches.queue, open_ids
         loop
             continue when one.missing <= 0;
-            if pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'a_' || prune_batches.queue)) is not null then
+            if pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'a_' || recount_batches.queue)) is not null then
                 execute pg_catalog.format(
                     'select least($1, greatest(count(*) - $2, 0)) from pgmq.%I a
                      where a.headers ? ''batch'' and a.headers ->> ''batch'' = $3 and not a.headers ? ''cancelled_at''',
-                    'a_' || prune_batches.queue) into archived using one.missing, one.done, one.batch_id::text;
+                    'a_' || recount_batches.queue) into archived using one.missing, one.done, one.batch_id::text;
             end if;
             update queue_worker_data.batches b
                 set done = b.done + archived, failed = b.failed + one.missing - archived,
@@ -251,17 +253,14 @@ begin
                                        then pg_catalog.clock_timestamp() end
                 where b.batch_id = one.batch_id and b.done = one.done and b.failed = one.failed
                   and b.finished_at is null;
+            if found then
+                counted := counted + one.missing;
+            end if;
         end loop;
     end if;
     perform queue_worker_data.follow_up(b.batch_id) from queue_worker_data.batches b
-        where b.queue = prune_batches.queue and b.then_id is null and b.finished_at is not null;
-    delete from queue_worker_data.batches b where b.batch_id in (
-        select x.batch_id from queue_worker_data.batches x
-        where x.queue = prune_batches.queue and x.then_id is not null
-          and x.finished_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => keep_seconds)
-        limit max_count);
-    get diagnostics gone = row_count;
-    return gone;
+        where b.queue = recount_batches.queue and b.then_id is null and b.finished_at is not null;
+    return counted;
 end $$;
 
 create view queue_worker.batches with (security_invoker = true) as
@@ -325,21 +324,6 @@ begin
         using result.queue, result.msg_id;
 exception when undefined_table then
     perform queue_worker_data.missing_queue(result.queue);
-end $$;
-
-create function queue_worker_data.prune_results(queue text, keep_seconds double precision, max_count int) returns bigint
-language plpgsql set search_path = '' as $$
-#variable_conflict use_column
-declare
-    gone bigint;
-begin
-    delete from queue_worker_data.results r where r.ctid = any (array(
-        select x.ctid from queue_worker_data.results x
-        where x.queue = prune_results.queue
-          and x.at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => keep_seconds)
-        order by x.at limit max_count for update skip locked));
-    get diagnostics gone = row_count;
-    return gone;
 end $$;
 
 

@@ -29,8 +29,7 @@ def send(engine: Engine, payload: Any = None, key: str = "k", **options: Any) ->
 def live(engine: Engine) -> list[tuple[Any, ...]]:
     """(id, payload, state) of what is in the queue."""
     return [
-        tuple(row)
-        for row in engine.rows("select msg_id, payload, state from queue_worker.messages(%s)", engine.queue)
+        tuple(row) for row in engine.rows("select msg_id, payload, state from queue_worker.messages(%s)", engine.queue)
     ]
 
 
@@ -147,10 +146,10 @@ def test_a_ledger_takes_the_new_payload_of_a_message_that_has_run_for_other_work
 
 def test_a_message_that_has_expired_keeps_nobody_from_sending(engine: Engine) -> None:
     first = send(engine)
-    engine.rows("update pgmq.q_work set headers = headers || '{\"expires_at\": \"2020-01-01T00:00:00.000000Z\"}'")
+    engine.rows('update pgmq.q_work set headers = headers || \'{"expires_at": "2020-01-01T00:00:00.000000Z"}\'')
     second = send(engine)
     assert second != first
-    engine.rows("update pgmq.q_work set headers = headers || '{\"expires_at\": \"long ago\"}'")
+    engine.rows('update pgmq.q_work set headers = headers || \'{"expires_at": "long ago"}\'')
     assert send(engine) == second
 
 
