@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -13,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from tests.helpers import wait_until
 from tests.sql.engine import Engine, Receipt
+from tests.sql.race import race
 
 
 def send_batch(engine: Engine, count: int, then_queue: str = "after", payload: Any = None) -> str:
@@ -231,18 +230,6 @@ def test_what_is_rolled_back_is_not_counted(engine: Engine) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- at once
-
-
-def race(dsn: str, count: int, work: Callable[[psycopg.Connection[Any], int], Any], *, autocommit: bool = True) -> None:
-    ready = threading.Barrier(count)
-
-    def one(number: int) -> None:
-        with psycopg.connect(dsn, autocommit=autocommit) as connection:
-            ready.wait(30)
-            work(connection, number)
-
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(one, range(count)))
 
 
 def claim_while_settling(connection: psycopg.Connection[Any], receipts: list[Receipt]) -> None:
