@@ -131,3 +131,27 @@ def test_mail_trigger_sends_what_the_email_processor_accepts(sent: psycopg.Conne
     row = sent.execute("select payload from queue_worker.messages('email', 1, newest => true)").fetchone()
     assert row is not None
     assert EmailPayload.model_validate(row[0]).subject == "Order 1"
+
+
+def test_unique_keys_keep_the_waiting_message_and_its_time(sent: psycopg.Connection[Any]) -> None:
+    answers = run(sent, block("one digest per customer"))
+    ids = [rows[0]["send"] for rows in answers]
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+    row = sent.execute("select message ->> 'text', vt > now() from pgmq.q_email where msg_id = %s", [ids[0]]).fetchone()
+    assert row == ("3 new", True)
+
+
+def test_a_follow_up_goes_out_when_its_batch_is_done(sent: psycopg.Connection[Any]) -> None:
+    sent.execute("select pgmq.purge_queue('email')")
+    ((answer,),) = [run(sent, block("when both mails are done"))]
+    assert len(answer) == 2
+    for receipt in claim(sent, 2):
+        sent.execute(
+            "select queue_worker.settle('email', other_ids => array[%s::bigint], other_cts => array[%s::int],"
+            " other_ats => array[%s::timestamptz], kinds => '{result}', delays => '{0}', reasons => '{\"\"}',"
+            " errors => '{\"\"}')",
+            list(receipt),
+        )
+    ((progress,),) = [run(sent, block("how far the batches are"))]
+    assert [(row["total"], row["done"], row["failed"]) for row in progress] == [(2, 2, 0)]
+    assert sent.execute("select message ->> 'subject' from pgmq.q_email").fetchall() == [("All sent",)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import uuid
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from queue_worker import migrate
 from tests.sql.engine import Engine
 
 BAD_NAMES = ["", "Work", "1st", "a b", "a;drop", "a--b", "a" * 48, 'x"y', "été", None]
@@ -66,6 +70,24 @@ WRONG_OPTIONS = [
     ("'{}', -1", "delay_seconds"),
     ("'{}', 5, now()", "delay_seconds or run_at"),
     ("'{}', run_at => 'infinity'", "run_at"),
+    ("'{}', priority => -1", "priority must be 0 to 100, not -1"),
+    ("'{}', priority => 101", "priority"),
+    ("'{}', group_key => ''", "group_key"),
+    ("'{}', group_key => repeat('x', 201)", "group_key"),
+    ("'{}', group_key => 'a'", 'group_key: queue "work" keeps no order'),
+    ("'{}', expires_at => now() - interval '1 s'", "expires_at is in the past"),
+    ("'{}', expires_at => '-infinity'", "expires_at"),
+    ("'{}', expires_at => 'infinity'", "expires_at"),
+    ("'{}', 60, expires_at => now() + interval '30 s'", "expires_at is before the message is due"),
+    ("'{}', run_at => now() + interval '2 d', expires_at => now() + interval '1 d'", "expires_at"),
+    ("'{}', unique_key => ''", "unique_key"),
+    ("'{}', unique_key => repeat('x', 201)", "unique_key"),
+    ("'{}', unique_key => 'k', unique_mode => 'skip'", "unique_mode must be keep, replace"),
+    ("'{}', unique_key => 'k', unique_scope => 'ever'", "unique_scope must be waiting or active"),
+    ("'{}', unique_key => 'k', unique_seconds => 0", "unique_seconds"),
+    ("'{}', unique_seconds => 5", "need a unique_key"),
+    ("'{}', unique_mode => 'replace'", "need a unique_key"),
+    ("'{}', unique_scope => 'active'", "need a unique_key"),
 ]
 
 
@@ -84,6 +106,110 @@ def test_options_travel_in_the_headers_and_the_due_time(engine: Engine) -> None:
     (row,) = engine.rows("select * from queue_worker.messages('work')")
     assert row.headers == {"key": "k", "max_attempts": 3, "retry_delay_seconds": 0, "timeout_seconds": 9}
     assert (row.state, row.attempt, row.payload) == ("delayed", 1, {"a": 1})
+
+
+def test_lanes_and_expiry_travel_in_the_headers(engine: Engine) -> None:
+    engine.rows("update queue_worker_data.queues set ordered = true")
+    engine.rows("select queue_worker_data.equip('work')")
+    engine.rows(
+        "select queue_worker.send('work', '{}', priority => 7, group_key => 'ann',"
+        " expires_at => '2999-05-01 12:00:00.5+02')"
+    )
+    engine.rows("select queue_worker.send('work', '{}', priority => 0)")
+    engine.rows("select queue_worker.send('work', '{}', unique_key => 'k')")
+    assert [row[0] for row in engine.rows("select headers from pgmq.q_work order by msg_id")] == [
+        {"priority": 7, "group_key": "ann", "expires_at": "2999-05-01T10:00:00.500000Z"},
+        None,
+        {"unique_key": "k"},
+    ]
+    assert engine.value("select has_priority from queue_worker_data.queues")
+
+
+def test_an_option_beats_the_same_name_in_the_callers_headers(engine: Engine) -> None:
+    named = {"priority": 1, "unique_key": "a", "max_attempts": 9, "expires_at": "never", "batch": "b", "own": [1]}
+    engine.rows(
+        "select queue_worker.send('work', '{}', priority => 5, unique_key => 'k', max_attempts => 2, headers => %s)",
+        Jsonb(named),
+    )
+    batch = [{"payload": {}, "priority": 5, "max_attempts": 2, "headers": named}]
+    engine.rows("select queue_worker.send_batch('work', %s)", Jsonb(batch))
+    first, second = (row[0] for row in engine.rows("select headers from pgmq.q_work order by msg_id"))
+    assert first == {"priority": 5, "unique_key": "k", "max_attempts": 2, "expires_at": "never", "own": [1]}
+    assert second == {"priority": 5, "unique_key": "a", "max_attempts": 2, "expires_at": "never", "own": [1]}
+
+
+def test_a_batch_takes_every_option_of_send(engine: Engine) -> None:
+    engine.rows("update queue_worker_data.queues set ordered = true")
+    options = {
+        "payload": {"a": 1},
+        "run_at": "2999-01-01T00:00:00Z",
+        "priority": 3,
+        "group_key": "g",
+        "expires_at": "2999-02-01T00:00:00Z",
+        "max_attempts": 4,
+        "retry_delay_seconds": 5,
+        "timeout_seconds": 6,
+        "headers": {"h": 1},
+    }
+    unique = {"unique_key": "k", "unique_mode": "replace", "unique_seconds": 60, "unique_scope": "active"}
+    engine.rows("select queue_worker.send_batch('work', %s)", Jsonb([options]))
+    engine.rows("select queue_worker.send_batch('work', %s)", Jsonb([options | unique]))
+    plain, keyed = engine.rows("select message, headers, vt from pgmq.q_work order by msg_id")
+    assert plain.headers == {
+        "priority": 3,
+        "group_key": "g",
+        "expires_at": "2999-02-01T00:00:00.000000Z",
+        "max_attempts": 4,
+        "retry_delay_seconds": 5,
+        "timeout_seconds": 6,
+        "h": 1,
+    }
+    assert keyed.headers == plain.headers | {"unique_key": "k"}
+    assert (plain.message, plain.vt) == (keyed.message, keyed.vt)
+    assert plain.vt.year == 2999
+
+
+WRONG_ITEMS = [
+    ({"payload": {}, "priority": 101}, "priority"),
+    ({"payload": {}, "group_key": "g"}, "group_key"),
+    ({"payload": {}, "expires_at": "2000-01-01"}, "expires_at"),
+    ({"payload": {}, "unique_scope": "active"}, "unique_key"),
+    ({"payload": {}, "unique_key": "k", "unique_mode": "no"}, "unique_mode"),
+    ({"payload": {}, "unique_key": "x" * 201}, "unique_key"),
+    ({"payload": {}, "unique_key": ""}, "unique_key"),
+    ({"payload": {}, "prio": 1}, r'messages\[1\]: unknown option "prio"'),
+    ("x", r"messages\[1\]: not an object"),
+]
+
+
+@pytest.mark.parametrize("good", [{"payload": {}}, {"payload": {}, "unique_key": "a"}])
+def test_one_wrong_item_refuses_the_whole_batch(engine: Engine, good: dict[str, object]) -> None:
+    for bad, words in WRONG_ITEMS:
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=words):
+            engine.rows("select queue_worker.send_batch('work', %s)", Jsonb([good, bad]))
+    assert engine.count("queue") == 0
+    assert engine.value("select count(*) from queue_worker_data.unique_keys") == 0
+
+
+def test_a_producer_that_may_call_send_may_still_do_so_after_the_migration(empty_dsn: str, tmp_path: Path) -> None:
+    old, role = tmp_path / "old", f"producer_{uuid.uuid4().hex[:12]}"
+    old.mkdir()
+    for file in migrate.sql_dir().glob("00*.sql"):
+        if file.name < "0010":
+            shutil.copy(file, old)
+    migrate.up(empty_dsn, directory=old)
+    with psycopg.connect(empty_dsn, autocommit=True) as db:
+        db.execute(f"create role {role}")
+        for function in ("send", "send_batch"):
+            db.execute(f"grant execute on function queue_worker.{function} to {role}")
+        migrate.up(empty_dsn)
+        allowed = (
+            "select p.proname from pg_proc p where p.pronamespace = 'queue_worker'::regnamespace"
+            " and has_function_privilege(%s, p.oid, 'execute') order by p.proname"
+        )
+        assert db.execute(allowed, [role]).fetchall() == [("send",), ("send_batch",)]
+        db.execute(f"drop owned by {role} cascade")
+        db.execute(f"drop role {role}")
 
 
 def test_a_batch_answers_its_ids_in_order_or_sends_nothing(engine: Engine) -> None:
