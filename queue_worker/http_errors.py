@@ -73,7 +73,7 @@ def _status(holder: Any) -> int | None:
 def _headers(holder: Any) -> dict[str, str]:
     if isinstance(holder, Mapping):
         metadata = holder.get("ResponseMetadata")
-        raw = metadata.get("HTTPHeaders") if isinstance(metadata, Mapping) else None
+        raw: Any = metadata.get("HTTPHeaders") if isinstance(metadata, Mapping) else None
     else:
         raw = _attribute(holder, "headers")
     try:

@@ -97,9 +97,7 @@ def _unknown_fields(queue: str, model: Any, value: Any) -> Literal["forbid", "ig
     if value not in ("forbid", "ignore"):
         raise ConfigError(f"processor {queue!r}: unknown_fields must be 'forbid' or 'ignore'")
     if model == dict[str, Any] or model is dict:
-        raise ConfigError(
-            f"processor {queue!r}: unknown_fields needs a model, but the handler takes any dict: annotate job: Job[Model]"
-        )
+        raise ConfigError(f"processor {queue!r}: unknown_fields needs a model, not any dict: annotate job: Job[Model]")
     return "forbid" if value == "forbid" else "ignore"
 
 

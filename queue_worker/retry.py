@@ -107,34 +107,34 @@ class RetryPolicy:
             return DeadLetter(reason, _story(error))
         if nobody_failed(error):
             return Release(RELEASE_SECONDS)
-        if isinstance(error, Unavailable):
-            return self._unavailable(error)
-        if isinstance(error, Retry):
-            return self._charge(message, error, error.delay)
-        asked = asked_pause(error) if self._options.retry_after else None
-        if asked is not None:
-            return Release(asked.seconds, asked.seconds, _clean(f"HTTP {asked.status}: {_words(error, _name(error))}"))
-        return self._charge(message, error)
+        return self._pause(error) or self._charge(message, error, error.delay if isinstance(error, Retry) else None)
 
     def _answered(self, message: Message, error: BaseException, answer: Steering) -> Outcome:
         note = "on_error: " + _words(answer)
-        match answer:
-            case Unavailable():
-                return self._unavailable(answer)
-            case Retry():
-                return self._charge(message, error, answer.delay, note)
-        return DeadLetter("rejected", _story(error, note))
+        if isinstance(answer, Retry):
+            return self._charge(message, error, answer.delay, note)
+        return self._pause(answer) or DeadLetter("rejected", _story(error, note))
 
-    def _unavailable(self, asked: Unavailable) -> Outcome:
-        seconds = _number(_plain(asked.delay), 0, math.inf)
-        pause = self._options.breaker_seconds if seconds is None else min(max(seconds, SHORTEST_PAUSE), LONGEST_PAUSE)
-        return Release(pause, pause, _clean(_words(asked)))
+    def _pause(self, error: BaseException) -> Release | None:
+        """Return the release of a message whose provider cannot serve anybody now; None where it can."""
+        if isinstance(error, Unavailable):
+            seconds = _number(_plain(error.delay), 0, math.inf)
+            bounded = None if seconds is None else min(max(seconds, SHORTEST_PAUSE), LONGEST_PAUSE)
+            pause = self._options.breaker_seconds if bounded is None else bounded
+            return Release(pause, pause, _clean(_words(error)))
+        # Whoever steers by hand has seen the answer that caused it.
+        asked = asked_pause(error) if self._options.retry_after and not isinstance(error, Steering) else None
+        if asked is None:
+            return None
+        return Release(asked.seconds, asked.seconds, _clean(f"HTTP {asked.status}: {_words(error, _name(error))}"))
 
     def _charge(self, message: Message, error: BaseException, asked: object = None, *notes: str) -> Outcome:
         kind = "timeout" if isinstance(error, TimeLimit) else "failed"
+        seconds = _number(_plain(asked), 0, MAX_DELAY)
+        if seconds is None and self._form_for(error) is None:
+            return DeadLetter("rejected", _story(error, *notes))
         if message.attempt >= self.max_attempts_for(message):
             return DeadLetter("attempts", _story(error, *notes))
-        seconds = _number(_plain(asked), 0, MAX_DELAY)
         if seconds is not None:
             return RetryOutcome(seconds, _story(error, *notes), kind)
         wait, trouble = self._wait(message, error)
@@ -144,8 +144,9 @@ class RetryPolicy:
     def _wait(self, message: Message, error: BaseException) -> tuple[float | None, list[str]]:
         """Return the delay by the most specific policy that works, and what was wrong with the others."""
         trouble: list[str] = []
+        own, general = self._form_for(error), self._options.retry
         # A callable that fails must not lose the message: the queue's policy takes its place, then the default.
-        for form in dict.fromkeys((self._form_for(error), self._options.retry, "exponential")):
+        for form in (own, general, "exponential") if own is not general else (general, "exponential"):
             if form is None:
                 return None, trouble
             try:

@@ -39,12 +39,18 @@ def parse_form(value: Any) -> Any:
         return value.strip().lower()
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
     try:
-        delays = tuple(part.total_seconds() if isinstance(part, timedelta) else float(part) for part in parts)
+        delays = tuple(map(_part, parts))
     except (TypeError, ValueError):
         delays = ()
     if not 0 < len(delays) <= _MOST_DELAYS or not all(0 <= delay <= MAX_DELAY for delay in delays):
         raise ValueError("must be exponential, fixed, linear or a list of seconds such as 10,60,300")
     return delays
+
+
+def _part(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError("a switch is not a delay")
+    return float(value.total_seconds() if isinstance(value, timedelta) else value)
 
 
 def parse_forms(value: Any) -> dict[type[BaseException], Any]:
