@@ -252,3 +252,6 @@ def test_the_horizon_is_that_of_the_longest_policy() -> None:
         50 + 10 + lease
     )
     assert retry_horizon(options(max_attempts=3, retry=divides, retry_max=500)) == 1000 + lease
+    assert retry_horizon(
+        options(max_attempts=2, retry="fixed", retry_seconds=100, retry_max=110, retry_jitter=0.5)
+    ) == (110 + 120)
