@@ -164,9 +164,13 @@ class RetryPolicy:
 
     def _form_for(self, error: BaseException) -> RetryForm | None:
         forms = self._options.retry_for
-        for kind in type(error).__mro__ if forms else ():
-            if kind in forms:
-                return forms[kind]
+        if not forms:
+            return self._options.retry
+        # By name: what stands for an exception of another process brings the names of its classes.
+        by_name = {kind_name(kind): form for kind, form in forms.items()}
+        for name in getattr(error, ORIGIN_KINDS, None) or map(kind_name, type(error).__mro__):
+            if name in by_name:
+                return by_name[name]
         return forms[Panic] if Panic in forms and is_panic(error) else self._options.retry
 
     def _nominal(self, form: RetryForm, attempt: int, error: BaseException | None = None) -> float | None:
@@ -177,6 +181,15 @@ class RetryPolicy:
             return delay
         limit = MAX_DELAY if isinstance(form, tuple) else self._options.retry_max_seconds
         return min(delay * (1 + self._options.retry_jitter * random.random()), limit)  # noqa: S311
+
+
+ORIGIN_KINDS = "__origin_kinds__"
+"""Attribute of what stands for an exception of another process: `kind_name` of each of its classes, in MRO order."""
+
+
+def kind_name(kind: type) -> str:
+    """Return the name under which `retry_for` finds an exception class, in whatever process it was raised."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def nobody_failed(error: BaseException) -> bool:

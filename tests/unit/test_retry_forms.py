@@ -16,7 +16,7 @@ from queue_worker.config import QueueOptions, load_settings
 from queue_worker.config_options import retry_horizon
 from queue_worker.errors import ConfigError
 from queue_worker.message import DeadLetter, Message, Outcome, Receipt, Retry
-from queue_worker.retry import RetryPolicy
+from queue_worker.retry import RetryPolicy, kind_name
 
 
 class PaymentDeclined(Exception):
@@ -99,6 +99,14 @@ def test_panics_have_a_policy_of_their_own(error: BaseException) -> None:
     assert delays(error, retry_for={errors.Panic: [7]}, max_attempts=2) == [7]
     assert delays(error, retry_for={errors.Panic: None, type(error): [8]}, max_attempts=2) == [8]
     assert delays(ValueError(), retry_for={errors.Panic: None}, max_attempts=2) == [60]
+
+
+def test_an_exception_of_another_process_has_the_policy_of_its_original() -> None:
+    foreign = type("Expired", (errors.QueueWorkerError,), {})("card 42")
+    assert delays(foreign, **FOR) == [60, 120, 240]
+    foreign.__origin_kinds__ = tuple(map(kind_name, Expired.__mro__))  # type: ignore[attr-defined]
+    assert delays(foreign, retry_for={PaymentDeclined: [9]}, max_attempts=2) == [9]
+    assert delays(foreign, retry_for={PaymentDeclined: [9], Expired: [8]}, max_attempts=2) == [8]
 
 
 def test_an_explicit_delay_beats_the_class() -> None:
