@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import random
 import traceback
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from queue_worker.config import QueueOptions
 from queue_worker.errors import (
@@ -163,14 +165,16 @@ class RetryPolicy:
         raise AssertionError("the exponential series cannot fail")
 
     def _form_for(self, error: BaseException) -> RetryForm | None:
-        forms = self._options.retry_for
+        forms: Mapping[Any, RetryForm | None] = self._options.retry_for
         if not forms:
             return self._options.retry
-        # By name: what stands for an exception of another process brings the names of its classes.
-        by_name = {kind_name(kind): form for kind, form in forms.items()}
-        for name in getattr(error, ORIGIN_KINDS, None) or map(kind_name, type(error).__mro__):
-            if name in by_name:
-                return by_name[name]
+        kinds: Iterable[Any] = type(error).__mro__
+        if origin := getattr(error, ORIGIN_KINDS, None):
+            # It stands for an exception of another process, whose classes are known by their names here.
+            kinds, forms = origin, {**forms, **{kind_name(kind): form for kind, form in forms.items()}}
+        for kind in kinds:
+            if kind in forms:
+                return forms[kind]
         return forms[Panic] if Panic in forms and is_panic(error) else self._options.retry
 
     def _nominal(self, form: RetryForm, attempt: int, error: BaseException | None = None) -> float | None:
