@@ -186,12 +186,18 @@ class Executor:
     def judge(
         self, message: Message, error: BaseException, job: Job[Any] | None = None, *, hurry: bool = False
     ) -> Outcome:
-        """Return what becomes of a message after `error`; never raises. `job`: None if its payload is invalid."""
+        """Return what becomes of a message after `error`; never raises. `job`: that of the run, where it has one."""
 
         def told() -> Job[Any]:
+            if job is not None and job.payload is not None:
+                return job
+            try:
+                payload = self.processor.parse(message.body)
+            except Exception:
+                payload = None
             # Callbacks exist only beside a database; `call` on it would be their own error.
             context = cast(JobContext, self.context)
-            return job or Job(message, None, self.policy.max_attempts_for(message), context)
+            return Job(message, payload, self.policy.max_attempts_for(message), context)
 
         return judge(self.policy, self.processor.error_callbacks, message, error, told, hurry=hurry)
 
