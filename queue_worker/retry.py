@@ -205,6 +205,8 @@ def nobody_failed(error: BaseException) -> bool:
 
 def is_panic(error: BaseException) -> bool:
     """Whether no handler should have raised `error`: MemoryError, or a BaseException such as SystemExit."""
+    if origin := getattr(error, ORIGIN_KINDS, None):
+        return "builtins.Exception" not in origin or "builtins.MemoryError" in origin
     return not isinstance(error, Exception) or isinstance(error, (MemoryError, Panic))
 
 

@@ -16,7 +16,7 @@ from queue_worker.config import QueueOptions, load_settings
 from queue_worker.config_options import retry_horizon
 from queue_worker.errors import ConfigError
 from queue_worker.message import DeadLetter, Message, Outcome, Receipt, Retry
-from queue_worker.retry import RetryPolicy, kind_name
+from queue_worker.retry import RetryPolicy, is_panic, kind_name
 
 
 class PaymentDeclined(Exception):
@@ -106,7 +106,10 @@ def test_an_exception_of_another_process_has_the_policy_of_its_original() -> Non
     assert delays(foreign, **FOR) == [60, 120, 240]
     foreign.__origin_kinds__ = tuple(map(kind_name, Expired.__mro__))  # type: ignore[attr-defined]
     assert delays(foreign, retry_for={PaymentDeclined: [9]}, max_attempts=2) == [9]
-    assert delays(foreign, retry_for={PaymentDeclined: [9], Expired: [8]}, max_attempts=2) == [8]
+    assert delays(foreign, retry_for={PaymentDeclined: [9], Expired: [8], errors.Panic: None}, max_attempts=2) == [8]
+    for raised, panic in ((ValueError, False), (SystemExit, True), (MemoryError, True)):
+        foreign.__origin_kinds__ = tuple(map(kind_name, raised.__mro__))  # type: ignore[attr-defined]
+        assert is_panic(foreign) is panic
 
 
 def test_an_explicit_delay_beats_the_class() -> None:
