@@ -26,6 +26,7 @@ from queue_worker.config_options import (
     QUEUE_PREFIX,
     Layer,
     QueueOptions,
+    check_option,
     check_queue_name,
     fold,
     resolve,
@@ -41,6 +42,7 @@ __all__ = [
     "QueueOptions",
     "Setting",
     "Settings",
+    "check_option",
     "check_queue_name",
     "load_settings",
 ]

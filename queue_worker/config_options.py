@@ -9,10 +9,11 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from queue_worker.config_errors import config_error
 from queue_worker.errors import ConfigError
+from queue_worker.retry_forms import RetryForm, longest, parse_form, parse_forms
 
 PREFIX = "QUEUE_WORKER_"
 QUEUE_PREFIX = PREFIX + "QUEUES__"
@@ -41,19 +42,6 @@ def fold(queue: str) -> str:
     return queue.lower().replace("-", "_")
 
 
-def _parse_retry(value: Any) -> Any:
-    if isinstance(value, str) and value.strip().lower() in ("exponential", "fixed", "linear"):
-        return value.strip().lower()
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-    try:
-        delays = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        delays = ()
-    if not 0 < len(delays) <= 1000 or not all(0 <= delay <= 31_536_000 for delay in delays):
-        raise ValueError("must be exponential, fixed, linear or a list of seconds such as 10,60,300")
-    return delays
-
-
 class QueueOptions(BaseModel):
     """The settings of one queue, all resolved. Times are in seconds unless the name says days."""
 
@@ -78,12 +66,18 @@ class QueueOptions(BaseModel):
         60.0, gt=0, le=86_400, description="Time limit of one run, seconds (email: 30); independent of the lease"
     )
     max_attempts: int = Field(6, ge=1, le=1000, description="Runs before a failing message becomes a dead letter")
-    retry: Annotated[Literal["exponential", "fixed", "linear"] | tuple[float, ...], BeforeValidator(_parse_retry)] = (
-        Field(
-            "exponential",
-            description="Delays between runs: exponential (doubling), fixed, linear, or a list in seconds such as"
-            " 10,60,300 (the last repeats)",
-        )
+    retry: Annotated[RetryForm, PlainValidator(parse_form)] = Field(
+        "exponential",
+        description="Delays between runs: exponential (doubling), fixed, linear, or a list in seconds such as"
+        " 10,60,300 (the last repeats)",
+    )
+    retry_for: Annotated[Mapping[type[BaseException], RetryForm | None], PlainValidator(parse_forms)] = Field(
+        {}, description="In code only: what holds instead of `retry` for single exception classes (None: no retry)"
+    )
+    retry_after: bool = Field(
+        True,
+        description="An HTTP error 429 or 503 with Retry-After pauses the queue and costs no attempt (false: it is a"
+        " failure like any other)",
     )
     retry_seconds: float = Field(60.0, ge=0, le=31_536_000, description="First delay, seconds; unused with a list")
     retry_max_seconds: float = Field(
@@ -112,8 +106,14 @@ class QueueOptions(BaseModel):
     )
 
 
-OPTIONS = tuple(QueueOptions.model_fields)
-"""The names of all queue options."""
+PAYLOAD_OPTIONS = ("unknown_fields", "version_field", "versions")
+"""What `@app.processor` accepts about the payload: it belongs to the code of the handler, see `payloads`."""
+
+CODE_OPTIONS = ("retry_for", *PAYLOAD_OPTIONS)
+"""What `@app.processor` accepts and no environment can say."""
+
+OPTIONS = tuple(name for name in QueueOptions.model_fields if name not in CODE_OPTIONS)
+"""The names of all queue options that every source may set."""
 
 _DECORATOR_NAMES = {
     "cycle": "cycle_seconds",
@@ -125,7 +125,7 @@ _DECORATOR_NAMES = {
 _SHORT = {option: name for name, option in _DECORATOR_NAMES.items()}
 
 DECORATOR_OPTIONS = tuple(_SHORT.get(option, option) for option in OPTIONS)
-"""The option names that `@app.processor(queue, ...)` accepts; times in seconds."""
+"""The names under which `@app.processor(queue, ...)` accepts them; times in seconds."""
 
 BUILTIN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"email": {"timeout_seconds": 30.0}, "payments": {"archive_days": 365}}
@@ -172,7 +172,9 @@ def resolve(queue: str, layers: Sequence[Layer], decorator: Mapping[str, Any] = 
             if option not in chosen:
                 chosen[option], labels[option] = raw, label
     for name, raw in decorator.items():
-        option = _decorator_option(queue, name)
+        option = check_option(queue, name)
+        if option in PAYLOAD_OPTIONS:
+            continue
         if option not in chosen and raw is not None:
             chosen[option], labels[option] = raw, f"processor {queue!r}: {name}"
     heartbeat_chosen = "heartbeat_seconds" in chosen
@@ -191,32 +193,25 @@ def resolve(queue: str, layers: Sequence[Layer], decorator: Mapping[str, Any] = 
     )
 
 
-def _decorator_option(queue: str, name: str) -> str:
-    if name in DECORATOR_OPTIONS:
+def check_option(queue: str, name: str) -> str:
+    """Return the option that the decorator's `name` means; raises ConfigError for an unknown one."""
+    known = (*DECORATOR_OPTIONS, *CODE_OPTIONS)
+    if name in known:
         return _DECORATOR_NAMES.get(name, name)
-    near = get_close_matches(name, DECORATOR_OPTIONS, 1)
-    hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(DECORATOR_OPTIONS)
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(known)
     raise ConfigError(f"processor {queue!r}: unknown option {name!r}; {hint}")
 
 
 def retry_horizon(options: QueueOptions) -> float:
     """Return the longest time between the first and the last run of a message, in seconds.
 
-    All delays with full jitter, plus one lease for each run. `retry.RetryPolicy` computes the single delays; it
-    stands above this layer, and a test holds the two together.
+    After each run the longest delay of any of its retry policies, with full jitter, plus one lease for each run.
     """
-    retries = options.max_attempts - 1
-    total = 0.0
-    for number in range(1, retries + 1):
-        match options.retry:
-            case "exponential":
-                delay = options.retry_seconds * 2.0 ** (number - 1)
-            case "fixed":
-                delay = options.retry_seconds
-            case "linear":
-                delay = options.retry_seconds * number
-            case delays:
-                total += delays[min(number, len(delays)) - 1] * (1 + options.retry_jitter)
-                continue
-        total += min(delay * (1 + options.retry_jitter), options.retry_max_seconds)
-    return total + options.max_attempts * options.lease_seconds
+    first, limit, jitter = options.retry_seconds, options.retry_max_seconds, options.retry_jitter
+    forms = (options.retry, *options.retry_for.values())
+    delays = (
+        max(longest(form, attempt, first, limit, jitter) for form in forms)
+        for attempt in range(1, options.max_attempts)
+    )
+    return sum(delays) + options.max_attempts * options.lease_seconds

@@ -10,6 +10,9 @@ QueueWorkerError
 │   └── CallRefused            the database answered with an error (carries its SQLSTATE)
 ├── LeaseLost              the message belongs to another worker by now: write nothing
 ├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
+│   └── UnsupportedVersion     the payload says a version that the processor does not know
+├── TimeLimit              the handler ran longer than it may (also a TimeoutError)
+├── Panic                  what no handler should raise: MemoryError, SystemExit, the death of a child process
 └── Steering               raised by a handler to choose the outcome
     ├── Retry              run again after a delay; costs an attempt
     ├── Reject             dead letter at once, with a reason
@@ -70,6 +73,22 @@ class LeaseLost(QueueWorkerError):
 
 class InvalidPayload(QueueWorkerError):
     """The payload cannot be parsed or does not fit the processor's model."""
+
+
+class UnsupportedVersion(InvalidPayload):
+    """The payload says a version that is not among the processor's `versions`."""
+
+
+class TimeLimit(QueueWorkerError, TimeoutError):
+    """The handler ran longer than its time limit; what it returns later is refused."""
+
+
+class Panic(QueueWorkerError):
+    """A failure that is not an ordinary exception of the handler.
+
+    A BaseException such as SystemExit, MemoryError, or the death of the child process that ran the handler.
+    `__cause__` is what was raised, where something was.
+    """
 
 
 class Steering(QueueWorkerError):

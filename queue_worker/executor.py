@@ -10,9 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from queue_worker import events
+from queue_worker.errors import TimeLimit
+from queue_worker.judgement import judge
 from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
 from queue_worker.processor import Job, JobContext, Processor
 from queue_worker.retry import RetryPolicy
@@ -179,15 +181,25 @@ class Executor:
                 run.settled = True
                 events.emit("message.late_error", queue=message.queue, msg_id=message.receipt.msg_id, error=repr(error))
                 return ACK
-            return self.judge(message, error)
+            return self.judge(message, error, run.job)
 
-    def judge(self, message: Message, error: BaseException) -> Outcome:
-        """Return what becomes of a message after `error`; never raises, or its thread would die with it."""
-        try:
-            return self.policy.outcome_for(message, error)
-        except Exception as broken:
-            # An exception class of the user that cannot even be looked at, say a Retry without its fields.
-            return self.policy.outcome_for(message, broken)
+    def judge(
+        self, message: Message, error: BaseException, job: Job[Any] | None = None, *, hurry: bool = False
+    ) -> Outcome:
+        """Return what becomes of a message after `error`; never raises. `job`: that of the run, where it has one."""
+
+        def told() -> Job[Any]:
+            if job is not None and job.payload is not None:
+                return job
+            try:
+                payload = self.processor.parse(message.body)
+            except Exception:
+                payload = None
+            # Callbacks exist only beside a database; `call` on it would be their own error.
+            context = cast(JobContext, self.context)
+            return Job(message, payload, self.policy.max_attempts_for(message), context)
+
+        return judge(self.policy, self.processor.error_callbacks, message, error, told, hurry=hurry)
 
     def time_out(self, now: float) -> None:
         """Charge every run that has passed its time limit; its thread stays busy, its late result is refused."""
@@ -198,15 +210,13 @@ class Executor:
             if run.outcome is None and run.started and now - run.started > limit:
                 # Before finish(): the thread that ends in this moment must find its name among the stuck ones.
                 self.stuck.add(thread)
-                outcome = self._timed_out(run.message, limit)
+                outcome = self._timed_out(run, limit)
                 if not self.finish(run, outcome) or self.running.get(thread) is not run:
                     self.stuck.discard(thread)
 
-    def _timed_out(self, message: Message, limit: float) -> Outcome:
-        error = f"timeout: the handler ran longer than {limit:g} s"
-        if message.attempt >= self.policy.max_attempts_for(message):
-            return DeadLetter("attempts", error)
-        return Retry(self.policy.delay_for(message), error, kind="timeout")
+    def _timed_out(self, run: Run, limit: float) -> Outcome:
+        error = TimeLimit(f"the handler ran longer than {limit:g} s")
+        return self.judge(run.message, error, run.job, hurry=True)
 
     def give_back(self, runs: list[Run]) -> None:
         """Release those runs that no handler has begun with, uncharged and due at once."""

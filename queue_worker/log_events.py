@@ -25,6 +25,7 @@ LINES = {
     "message.dead": ("ERROR", "dead letter"),
     "message.released": ("DEBUG", "given back, no attempt charged"),
     "message.lease_lost": ("WARNING", "lease lost: the message may run elsewhere"),
+    "on_error.failed": ("WARNING", "an on_error callback failed, its opinion was ignored"),
     "message.late_error": ("WARNING", "error after the message was settled"),
     "suspect.started": ("WARNING", "started again: an earlier run ended without an outcome"),
     "database.lost": ("WARNING", "database lost, connecting again"),
@@ -88,7 +89,7 @@ class _Writer:
         queues = extras.pop("queues", ())
         _line("worker.ready", level, "ready", extras)
         for queue in queues:
-            retries = queue.get("series") or ()
+            retries = queue.get("series", ())
             text = (
                 f"looks every {queue['cycle_seconds']:g} s, claims {queue['batch_size']} at a time, "
                 f"runs {queue['concurrency']} at once, {series_text(retries)}"
@@ -96,8 +97,10 @@ class _Writer:
             _line("worker.ready", level, text, {"queue": queue["queue"]})
 
 
-def series_text(delays: Iterable[float]) -> str:
-    """Return a retry series for people: `retries after 60, 120, 240, 480, 960 s`."""
+def series_text(delays: Iterable[float] | None) -> str:
+    """Return a retry series for people: `retries after 60, 120, 240, 480, 960 s`; None: a callable decides."""
+    if delays is None:
+        return "retries as its callable says"
     shown = [f"{delay:g}" for delay in delays]
     if not shown:
         return "no retries"

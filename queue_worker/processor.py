@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from queue_worker.config import DECORATOR_OPTIONS, check_queue_name
-from queue_worker.errors import ConfigError, InvalidPayload
+from queue_worker.config import check_option, check_queue_name
+from queue_worker.errors import ConfigError
 from queue_worker.message import Message
+from queue_worker.payloads import Payloads
 
 P = TypeVar("P")
 
@@ -125,6 +124,9 @@ class Job(Generic[P]):
 
 Handler = Callable[[Job[Any]], Any]
 
+ErrorCallback = Callable[[Job[Any], Exception], Any]
+"""What `App.on_error` registers: (job, error) -> Retry | Reject | Unavailable | None."""
+
 
 @dataclass(slots=True)
 class Processor:
@@ -139,30 +141,15 @@ class Processor:
     options: Mapping[str, Any] = field(default_factory=dict)
     builtin: bool = False
     close: Callable[[], None] | None = None
-    _adapter: TypeAdapter[Any] = field(init=False, repr=False)
+    error_callbacks: Sequence[ErrorCallback] = ()
+    _payloads: Payloads = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._adapter = TypeAdapter(self.model)
+        self._payloads = Payloads(self.queue, self.model, self.options)
 
     def parse(self, body: str | bytes | None) -> Any:
         """Validate one payload's JSON text; raises InvalidPayload with the fields that are wrong, not their values."""
-        if body is None:
-            raise InvalidPayload("the payload is SQL null")
-        try:
-            return self._adapter.validate_json(body)
-        except ValidationError as error:
-            raise InvalidPayload(_explain(error)) from None
-        except (ValueError, RecursionError) as error:
-            raise InvalidPayload(f"the payload cannot be parsed: {type(error).__name__}: {error}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    # include_input=False: the text ends in logs and rows, and a payload may hold secrets.
-    parts = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False)[:10]:
-        where = ".".join(str(step) for step in item["loc"]) or "payload"
-        parts.append(f"{where}: {item['msg']}")
-    return "; ".join(parts)
+        return self._payloads.parse(body)
 
 
 class App:
@@ -171,20 +158,19 @@ class App:
     def __init__(self, *, builtins: bool = True) -> None:
         self.builtins = builtins
         self.processors: dict[str, Processor] = {}
+        self.error_callbacks: list[ErrorCallback] = []
 
     def processor(self, queue: str, **options: Any) -> Callable[[Handler], Handler]:
         """Register the decorated `handler(job)` for `queue`.
 
         The payload's model is read from the annotation `job: Job[Model]`; without one the payload must be a JSON
-        object and arrives as a dict. Options: see `config.QueueOptions`. Raises ConfigError for a bad queue name,
-        an unknown option, a handler of the wrong shape, or a second processor of one queue.
+        object and arrives as a dict. Options: see `config.QueueOptions` and `payloads.Payloads`. Raises
+        ConfigError for a bad queue name, an unknown option, a handler of the wrong shape, or a second processor of one
+        queue.
         """
         check_queue_name(queue)
-        unknown = sorted(set(options) - set(DECORATOR_OPTIONS))
-        if unknown:
-            raise ConfigError(
-                f"processor {queue!r}: unknown option {unknown[0]!r}; known: {', '.join(DECORATOR_OPTIONS)}"
-            )
+        for name in sorted(options):
+            check_option(queue, name)
 
         def register(handler: Handler) -> Handler:
             self.add(Processor(queue, handler, model_of(handler, queue), options))
@@ -196,7 +182,31 @@ class App:
         """Register a ready-made processor; raises ConfigError if the queue has one already."""
         if processor.queue in self.processors:
             raise ConfigError(f"queue {processor.queue!r} has two processors; give each its own queue")
+        processor.error_callbacks = self.error_callbacks
         self.processors[processor.queue] = processor
+
+    def on_error(self, callback: ErrorCallback) -> ErrorCallback:
+        """Register `callback(job, error)`, which is told of every failure and may say what becomes of the message.
+
+        It returns Retry, Reject or Unavailable (raising one is the same), or None for no opinion. Several are asked in
+        the order of registration, and the first answer counts. `job.payload` is None where the payload is invalid; a
+        MemoryError, a BaseException or a dead child process comes as `errors.Panic`. Not told: what costs no attempt
+        because the database or the lease went away. An exception of its own is logged and counts as no answer.
+        Raises ConfigError unless it is a plain function of two arguments.
+        """
+        check_callback(callback)
+        self.error_callbacks.append(callback)
+        return callback
+
+
+def check_callback(callback: ErrorCallback) -> None:
+    """Raise ConfigError unless `callback` can be called as `(job, error)`."""
+    if inspect.iscoroutinefunction(callback):
+        raise ConfigError("on_error: async callbacks are not supported; use a plain def")
+    try:
+        inspect.signature(callback).bind(None, None)
+    except TypeError:
+        raise ConfigError("on_error: the callback must take two arguments, the job and the error") from None
 
 
 def model_of(handler: Handler, queue: str) -> Any:
@@ -210,7 +220,7 @@ def model_of(handler: Handler, queue: str) -> Any:
     if len([p for p in parameters if p.default is p.empty]) != 1:
         raise ConfigError(f"processor {queue!r}: the handler must take exactly one argument, the job")
     try:
-        hints = typing.get_type_hints(handler)
+        hints = typing.get_type_hints(handler, include_extras=True)
     except NameError as error:
         raise ConfigError(f"processor {queue!r}: cannot resolve the handler's annotations: {error}") from None
     hint = hints.get(parameters[0].name)

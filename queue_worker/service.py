@@ -81,6 +81,8 @@ def processors_of(settings: Settings, app: App) -> list[Processor]:
         found = {queue: found[queue] for queue in wanted}
     if not found:
         raise ConfigError("there is nothing to run: the app has no processors, and built-in ones are switched off")
+    for processor in found.values():
+        processor.error_callbacks = app.error_callbacks
     return list(found.values())
 
 

@@ -120,8 +120,11 @@ def _redrive_all(operator: Operator, queue: str) -> int:
             return total
 
 
-def _policy(settings: Settings, queue: str) -> tuple[int, list[float]]:
-    """Return the attempts and delays of a queue, by the settings and the app that this command sees."""
+def _policy(settings: Settings, queue: str) -> tuple[int, list[float] | None]:
+    """Return the attempts and delays of a queue, by the settings and the app that this command sees.
+
+    The delays are None where a callable decides.
+    """
     from queue_worker.retry import RetryPolicy
 
     try:

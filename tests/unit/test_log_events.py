@@ -126,6 +126,7 @@ def test_a_flood_of_equal_failures_is_held_back_and_counted(log: Log, monkeypatc
     ("delays", "text"),
     [
         ([], "no retries"),
+        (None, "retries as its callable says"),
         ([60], "retries after 60 s"),
         ([0.5, 1], "retries after 0.5, 1 s"),
         (range(1, 13), "retries after 1, 2, 3, 4, 5, 6, 7, ..., 12 s"),

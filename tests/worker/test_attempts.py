@@ -45,9 +45,10 @@ def run_to_the_end(dsn: str, engine: Engine, handler: Any = fails, **options: An
             )
 
 
-def test_the_series_of_delays_is_exact_and_ends_in_the_dead_letters(dsn: str, engine: Engine) -> None:
+def test_retries_come_after_60_120_240_480_960_seconds_and_then_it_is_a_dead_letter(dsn: str, engine: Engine) -> None:
     engine.send({})
     run_to_the_end(dsn, engine)
+    print("retries after", *delays(engine), "seconds")
     assert delays(engine) == [60, 120, 240, 480, 960]
     assert engine.rows("select attempt, kind from queue_worker.failures order by failure_id") == [
         *((n, "failed") for n in range(1, 6)),
