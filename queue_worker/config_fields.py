@@ -153,6 +153,11 @@ class Fields(BaseSettings):
         description="Stripe's secret key; STRIPE_API_KEY works too",
     )
     stripe_api_base: str | None = Field(None, description="Another address of Stripe's API, for tests")
+    stripe_webhook_secret: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("QUEUE_WORKER_STRIPE_WEBHOOK_SECRET", "STRIPE_WEBHOOK_SECRET"),
+        description="Secret of your webhook endpoint at Stripe (whsec_...); STRIPE_WEBHOOK_SECRET works too",
+    )
 
     @classmethod
     def settings_customise_sources(
