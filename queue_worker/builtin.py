@@ -33,6 +33,10 @@ def email_config(settings: Settings) -> EmailConfig:
     from queue_worker.processors.email_config import EmailConfig
 
     return EmailConfig(
+        provider=settings.email_provider,
+        api_key=settings.resend_api_key.get_secret_value() if settings.resend_api_key else "",
+        api_base=settings.resend_api_base,
+        redirect_to=settings.smtp_redirect_to or "",
         host=settings.smtp_host or "",
         port=settings.smtp_port,
         secure=settings.smtp_secure,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
+from queue_worker.processors.http_answers import header, retry_after
 from queue_worker.processors.payment_providers import (
     NotCharged,
     OutcomeUnknown,
@@ -57,26 +55,6 @@ def translate(error: Any) -> Result | ProviderError:
     return OutcomeUnknown(
         text, retry_after=wait, down=status == 503 and not replayed, stored=replayed or (reused and status != 409)
     )
-
-
-def retry_after(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110 section 10.2.3)."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            then = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = ((then if then.tzinfo else then.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def header(headers: Mapping[str, str] | None, name: str) -> str | None:
-    """Return a header whatever the case of its name."""
-    return next((value for key, value in (headers or {}).items() if key.lower() == name.lower()), None)
 
 
 def _declined(error: Any) -> Result:
