@@ -108,7 +108,7 @@ def _https_url(url: str) -> None:
     except ValueError:
         usable = False
     # Printable ASCII without what ends a URL in a header.
-    if not usable or not re.fullmatch(r"[!-~]+", url) or re.search(r'[<>"\]', url):
+    if not usable or not re.fullmatch(r"[!-~]+", url) or re.search(r'[<>"\\]', url):
         raise ValueError("must be a URL that begins with https://, in printable ASCII without spaces")
 
 
