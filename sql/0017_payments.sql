@@ -12,7 +12,7 @@ alter table queue_worker_data.payment_ledger
 
 -- The same rule as stripe_key() in payment_stripe.py.
 create function queue_worker_data.provider_key(key text) returns text
-language sql immutable set search_path = '' as $$
+language sql stable set search_path = '' as $$
     select case when provider_key.key !~ '^[!-~]{1,255}$' then 'sha256_' || pg_catalog.encode(
         pg_catalog.sha256(pg_catalog.convert_to(provider_key.key, 'UTF8')), 'hex') end;
 $$;

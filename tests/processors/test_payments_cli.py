@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 from payment_context import Desk
 
@@ -151,3 +155,15 @@ def test_a_payment_that_a_worker_is_at_is_left_alone(desk: Desk, program: Progra
 
 def test_a_wrong_outcome_is_a_mistake_of_one_line(desk: Desk, program: Program) -> None:
     assert "say succeeded or failed, not 'maybe'" in fails(program, "payments", "resolve", "k", "maybe").err
+
+
+def test_the_commands_of_the_page_run_as_they_stand_there(desk: Desk, program: Program, sandbox: Processor) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "processors.md").read_text()
+    [block] = [one for one in re.findall(r"```sh\n(.*?)```", page, re.S) if "payments resolve" in one]
+    desk.query("alter table public.payments alter column id restart with 42")
+    assert unknown(desk, sandbox) == "payment:42:charge"
+    for line in block.splitlines():
+        name, *arguments = shlex.split(line)
+        assert name == "queue-worker"
+        program.ok(*arguments)
+    assert desk.ledger()[0]["error"] == "not in the bank's statement"
