@@ -12,6 +12,7 @@ from queue_worker.processor import Processor
 
 if TYPE_CHECKING:
     from queue_worker.processors.email_config import EmailConfig
+    from queue_worker.processors.payment_config import PaymentsConfig
     from queue_worker.storage import Storage
 
 
@@ -32,6 +33,10 @@ def email_config(settings: Settings) -> EmailConfig:
     from queue_worker.processors.email_config import EmailConfig
 
     return EmailConfig(
+        provider=settings.email_provider,
+        api_key=settings.resend_api_key.get_secret_value() if settings.resend_api_key else "",
+        api_base=settings.resend_api_base,
+        redirect_to=settings.smtp_redirect_to or "",
         host=settings.smtp_host or "",
         port=settings.smtp_port,
         secure=settings.smtp_secure,
@@ -74,23 +79,28 @@ def _reports(settings: Settings) -> Processor:
     return make_processor(config, storage_of(settings))
 
 
-def _payments(settings: Settings) -> Processor:
-    from queue_worker.processors.payments import PaymentsConfig, make_processor
+def payments_config(settings: Settings) -> PaymentsConfig:
+    """Return how payments are made, as the settings say; raises ConfigError where nobody chose a provider."""
+    from queue_worker.processors.payment_config import PaymentsConfig
 
     # Real bills must not be settled by a provider that nobody chose.
     if settings.payments_source and not settings.is_set("payments_provider"):
         raise ConfigError("QUEUE_WORKER_PAYMENTS_PROVIDER is not set: sandbox (moves no money) or stripe")
-    return make_processor(
-        PaymentsConfig(
-            source=settings.payments_source,
-            result=settings.payments_result,
-            provider=settings.payments_provider,
-            currencies=settings.payments_currencies,
-            max_minor=settings.payments_max_minor,
-            stripe_api_key=settings.stripe_api_key.get_secret_value() if settings.stripe_api_key else "",
-            stripe_api_base=settings.stripe_api_base,
-        )
+    return PaymentsConfig(
+        source=settings.payments_source,
+        result=settings.payments_result,
+        provider=settings.payments_provider,
+        currencies=settings.payments_currencies,
+        max_minor=settings.payments_max_minor,
+        stripe_api_key=settings.stripe_api_key.get_secret_value() if settings.stripe_api_key else "",
+        stripe_api_base=settings.stripe_api_base,
     )
+
+
+def _payments(settings: Settings) -> Processor:
+    from queue_worker.processors.payments import make_processor
+
+    return make_processor(payments_config(settings))
 
 
 _MAKERS: Mapping[str, Callable[[Settings], Processor]] = MappingProxyType(

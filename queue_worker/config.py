@@ -108,12 +108,14 @@ class Settings(Fields):
         Raises ConfigError for a value that is wrong or contradicts another one.
         """
         options = resolve(queue, self._layers, decorator)
-        lifetime = PROVIDER_KEY_SECONDS.get(self.payments_provider, math.inf)
+        providers = {"payments": (self.payments_provider, "charge"), "email": (self.email_provider, "send a mail")}
+        provider, act = providers.get(queue, ("", ""))
+        lifetime = PROVIDER_KEY_SECONDS.get(provider, math.inf)
         horizon = retry_horizon(options)
-        if queue == "payments" and horizon >= lifetime:
+        if horizon >= lifetime:
             raise ConfigError(
-                f"queue 'payments': retries go on for {horizon:.0f} s, but {self.payments_provider} forgets an"
-                f" idempotency key after {lifetime:.0f} s and could charge twice; lower MAX_ATTEMPTS or the delays"
+                f"queue {queue!r}: retries go on for {horizon:.0f} s, but {provider} forgets an"
+                f" idempotency key after {lifetime:.0f} s and could {act} twice; lower MAX_ATTEMPTS or the delays"
             )
         return options
 
@@ -212,6 +214,10 @@ def _odd(settings: Settings, given: Mapping[str, Any]) -> Iterable[str]:
         yield "DB_HOST is ignored because DATABASE_URL is set"
     if settings.smtp_port == 465 and not settings.smtp_secure:
         yield "SMTP_PORT=465 expects TLS from the first byte, but SMTP_SECURE=false"
+    if settings.smtp_host and settings.email_provider != "smtp":
+        yield f"SMTP_HOST is ignored because QUEUE_WORKER_EMAIL_PROVIDER={settings.email_provider}"
+    if settings.smtp_redirect_to:
+        yield f"SMTP_REDIRECT_TO is set: every mail goes to {settings.smtp_redirect_to} and to NOBODY else"
     if settings.smtp_allow_plain and settings.smtp_host:
         yield "QUEUE_WORKER_SMTP_ALLOW_PLAIN is on: mails and the SMTP password may travel in clear"
 
@@ -241,6 +247,14 @@ def _check(settings: Settings) -> None:
         (settings.smtp_user and not settings.smtp_password, "SMTP_USER is set without SMTP_PASSWORD"),
         (settings.smtp_host and not settings.smtp_from_email, "SMTP_HOST is set without SMTP_FROM_EMAIL"),
         (
+            settings.email_provider == "resend" and not settings.resend_api_key,
+            "QUEUE_WORKER_EMAIL_PROVIDER=resend needs QUEUE_WORKER_RESEND_API_KEY (or RESEND_API_KEY)",
+        ),
+        (
+            settings.email_provider == "resend" and not settings.smtp_from_email,
+            "QUEUE_WORKER_EMAIL_PROVIDER=resend is set without SMTP_FROM_EMAIL",
+        ),
+        (
             settings.payments_provider == "stripe" and not settings.stripe_api_key,
             "QUEUE_WORKER_PAYMENTS_PROVIDER=stripe needs QUEUE_WORKER_STRIPE_API_KEY (or STRIPE_API_KEY)",
         ),
@@ -252,7 +266,8 @@ def _check(settings: Settings) -> None:
     for queue in sorted({"email", "payments", *configured}):
         settings.options_for(queue)
     limit = settings.options_for("email").timeout_seconds
-    if settings.smtp_host and settings.smtp_timeout_seconds >= limit:
+    sends = settings.smtp_host or settings.email_provider != "smtp"
+    if sends and settings.smtp_timeout_seconds >= limit:
         raise ConfigError(
             f"QUEUE_WORKER_SMTP_TIMEOUT_SECONDS ({settings.smtp_timeout_seconds:g}) must be less than the time limit of"
             f" queue 'email' ({limit:g}): a silent mail server would outlast every run"

@@ -111,6 +111,15 @@ class Fields(BaseSettings):
         "human", description="human, json, or auto: human on a terminal, json otherwise"
     )
 
+    email_provider: Literal["smtp", "resend"] = Field(
+        "smtp", description="How mail leaves: smtp, or resend (by its HTTP API)"
+    )
+    resend_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("QUEUE_WORKER_RESEND_API_KEY", "RESEND_API_KEY"),
+        description="Resend's API key; RESEND_API_KEY works too",
+    )
+    resend_api_base: str = Field("https://api.resend.com", description="Another address of Resend's API, for tests")
     smtp_host: str | None = _bare("SMTP_HOST", None, "Mail server; empty: mails become .eml files in the outbox folder")
     smtp_port: int = _bare("SMTP_PORT", 587, "Port; 465 where SMTP_SECURE=true", ge=1, le=65535)
     smtp_secure: bool = _bare("SMTP_SECURE", False, "true: TLS from the first byte; false: STARTTLS required")
@@ -118,6 +127,9 @@ class Fields(BaseSettings):
     smtp_password: SecretStr | None = _bare("SMTP_PASSWORD", None, "Password of SMTP_USER")
     smtp_from_email: str | None = _bare("SMTP_FROM_EMAIL", None, "Sender's address; needed with SMTP_HOST")
     smtp_from_name: str = _bare("SMTP_FROM_NAME", "", "Sender's name")
+    smtp_redirect_to: str | None = _bare(
+        "SMTP_REDIRECT_TO", None, "For staging: every mail goes to this address and to nobody else"
+    )
     smtp_allow_plain: bool = Field(False, description="Allow SMTP without TLS to a host other than this machine")
     smtp_ca_file: Path | None = Field(None, description="PEM file of the authority that signed the mail server")
     smtp_timeout_seconds: float = Field(
@@ -153,6 +165,11 @@ class Fields(BaseSettings):
         description="Stripe's secret key; STRIPE_API_KEY works too",
     )
     stripe_api_base: str | None = Field(None, description="Another address of Stripe's API, for tests")
+    stripe_webhook_secret: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("QUEUE_WORKER_STRIPE_WEBHOOK_SECRET", "STRIPE_WEBHOOK_SECRET"),
+        description="Secret of your webhook endpoint at Stripe (whsec_...); STRIPE_WEBHOOK_SECRET works too",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -171,7 +188,7 @@ class Fields(BaseSettings):
     def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
         return SecretStr(check_postgres_url(value.get_secret_value().strip())) if value else None
 
-    @field_validator("supabase_url", "stripe_api_base")
+    @field_validator("supabase_url", "stripe_api_base", "resend_api_base")
     @classmethod
     def _web(cls, value: str | None) -> str | None:
         if value and not _URL.match(value):
@@ -193,7 +210,7 @@ class Fields(BaseSettings):
         except ConfigError as error:
             raise ValueError(f"names an {error}") from None
 
-    @field_validator("smtp_from_email")
+    @field_validator("smtp_from_email", "smtp_redirect_to")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
         if value and not re.fullmatch(r"[^\s@<>,;:\"()\x00-\x1f]+@[^\s@<>,;:\"()\x00-\x1f]+", value):

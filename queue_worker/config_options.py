@@ -21,8 +21,8 @@ QUEUE_PREFIX = PREFIX + "QUEUES__"
 QUEUE_NAME = re.compile(r"(?!.*--)[a-z_][a-z0-9_-]{0,46}\Z")
 """The rule for queue names; pgmq itself allows names that end in one table or cannot be quoted safely."""
 
-PROVIDER_KEY_SECONDS = {"stripe": 86_400.0}
-"""How long a payment provider remembers an idempotency key, in seconds (Stripe: at least 24 hours)."""
+PROVIDER_KEY_SECONDS = {"stripe": 86_400.0, "resend": 86_400.0}
+"""How long a provider remembers an idempotency key, in seconds (Stripe: at least 24 hours; Resend: 24 hours)."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -15,7 +15,7 @@ import pytest
 from queue_worker import embedded, migrate
 from tests.helpers import child_processes, wait_until
 
-_OURS = ("QUEUE_WORKER_", "SMTP_", "DB_", "SUPABASE_", "STRIPE_")
+_OURS = ("QUEUE_WORKER_", "SMTP_", "DB_", "SUPABASE_", "STRIPE_", "RESEND_")
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from queue_worker.cli.demo import register as demo
 from queue_worker.cli.failure import FAILED, expected, explain, say, show_traceback
 from queue_worker.cli.limits import register as limits
 from queue_worker.cli.mail import register as mail
+from queue_worker.cli.payments import register as payments
 from queue_worker.cli.produce import register as produce
 from queue_worker.cli.queues import register as queues
 from queue_worker.cli.setup import register as setup
@@ -25,7 +26,7 @@ from queue_worker.cli.start import register as start
 from queue_worker.cli.status import register as status
 
 # The order of `queue-worker --help`.
-for _register in (demo, start, setup, produce, status, dead, queues, limits, mail):
+for _register in (demo, start, setup, produce, status, dead, queues, limits, mail, payments):
     _register(root)
 
 

@@ -7,24 +7,28 @@ remains is the answer that got lost: by then the server may have taken the mail 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from queue_worker.errors import InvalidPayload, Reject, Retry
+from queue_worker.errors import InvalidPayload, Reject, Retry, Unavailable
 from queue_worker.log import mask_address
 from queue_worker.processor import Job, Processor
 from queue_worker.processors.email_check import CheckStep, check
-from queue_worker.processors.email_compose import Letter, compose, content_of
+from queue_worker.processors.email_compose import Mail, content_of, mail_of
 from queue_worker.processors.email_config import EmailConfig
 from queue_worker.processors.email_ledger import Result, clean_reply, owner_of, record, reserve
-from queue_worker.processors.email_outbox import write_eml
 from queue_worker.processors.email_payload import Attachment, EmailPayload
+from queue_worker.processors.email_resend import ResendClient
 from queue_worker.processors.email_smtp import SmtpClient
 from queue_worker.processors.email_templates import Templates
+from queue_worker.processors.email_transport import MailTransport, Outbox
 
 __all__ = ["Attachment", "CheckStep", "EmailConfig", "EmailPayload", "Storage", "check", "make_processor"]
 
 _GREYLISTED = (450, 451)
+_CLOCK_MARGIN = 300.0
+"""Seconds that our clock, the database's and the provider's may differ."""
 
 
 class Storage(Protocol):
@@ -49,17 +53,16 @@ class EmailHandler:
     def __init__(self, config: EmailConfig, storage: Storage) -> None:
         self._config = config
         self._storage = storage
-        self._sender = config.sender
         self._templates = Templates(config.templates_dir)
-        self._smtp = SmtpClient(config) if config.host else None
+        _ = config.sender, config.redirect  # raise here, and not for each mail
+        self._transport = _transport(config)
 
     def close(self) -> None:
         """Close the connections to the mail server."""
-        if self._smtp is not None:
-            self._smtp.close()
+        self._transport.close()
 
     def __call__(self, job: Job[EmailPayload]) -> None:
-        """Send the mail to everybody who has not got it. Raises InvalidPayload, Reject and Retry."""
+        """Send the mail to everybody who has not got it. Raises InvalidPayload, Reject, Retry and Unavailable."""
         owner = owner_of(job)
         payload = job.payload
         key = payload.key or job.key
@@ -70,9 +73,9 @@ class EmailHandler:
             raise InvalidPayload(f"to: {len(recipients)} recipients, {self._config.max_recipients} are allowed")
         content = content_of(payload, self._templates)
         job.annotate(subject=content.subject)
-        letter = compose(payload, content, self._files(payload.attachments), self._config, key)
-        results = self._send(job, owner, key, letter, recipients)
-        self._conclude(job, key, results)
+        mail = mail_of(payload, content, self._files(payload.attachments), self._config, key)
+        results, repeatable = self._send(job, owner, mail)
+        self._conclude(job, key, results, repeatable)
 
     def _files(self, attachments: Sequence[Attachment]) -> list[bytes]:
         """Read the attachments; their sizes are asked first, so that a huge one never gets into memory."""
@@ -90,30 +93,31 @@ class EmailHandler:
     def _limit(self) -> int:
         return self._config.max_attachment_bytes
 
-    def _send(
-        self, job: Job[EmailPayload], owner: str, key: str, letter: Letter, recipients: Sequence[str]
-    ) -> dict[str, Result]:
-        """Reserve, send to those who are still to get the mail, record; returns how it stands with everybody."""
+    def _send(self, job: Job[EmailPayload], owner: str, mail: Mail) -> tuple[dict[str, Result], bool]:
+        """Reserve, send to those who are still to get the mail, record.
+
+        Returns how it stands with everybody, and whether a mail with unknown outcome is sent again.
+        """
         if job.cancelled:
             raise Retry("the run lost its message before the mail was sent")
-        reservation = reserve(job, owner, key, job.payload.request_hash(), recipients)
+        reservation = reserve(job, owner, mail.key, job.payload.request_hash(), mail.recipients())
         results = dict(reservation.results)
-        # Writing the same file again harms nobody, whatever the policy.
-        states = ("reserved", "unknown") if self._config.unknown == "resend" or self._smtp is None else ("reserved",)
-        due = [recipient for recipient, result in results.items() if result.state in states]
-        if not due:
-            news = {}
-        elif self._smtp is None:
-            path = write_eml(self._config.outbox_dir, letter.data, key, reservation.first_at)
-            news = dict.fromkeys(due, Result("sent", f"written to {path.name}"))
+        lifetime = self._transport.key_lifetime
+        if lifetime is None:
+            repeatable = self._config.unknown == "resend"
         else:
-            news = self._smtp.deliver(letter, due, reservation.deadline)
+            # Once the other side has forgotten the key, sending again would be a second mail, whatever the policy.
+            repeatable = time.time() - reservation.first_at < lifetime - _CLOCK_MARGIN
+        states = ("reserved", "unknown") if repeatable else ("reserved",)
+        due = [recipient for recipient, result in results.items() if result.state in states]
+        news = self._transport.deliver(mail, due, reservation) if due else {}
         results |= news
         # What is held is recorded too: that gives up the reservation, which would keep the next run out.
-        record(job, key, {one: result for one, result in results.items() if one in news or result.state == "unknown"})
-        return results
+        held = {one: result for one, result in results.items() if one in news or result.state == "unknown"}
+        record(job, mail.key, held)
+        return results, repeatable
 
-    def _conclude(self, job: Job[EmailPayload], key: str, results: Mapping[str, Result]) -> None:
+    def _conclude(self, job: Job[EmailPayload], key: str, results: Mapping[str, Result], repeatable: bool) -> None:
         """Turn the results into the outcome of the run; returns where the mail is done."""
         by_state: dict[str, dict[str, Result]] = {}
         for recipient, result in results.items():
@@ -122,7 +126,11 @@ class EmailHandler:
         if counts:
             job.annotate(**counts)
         deferred, unknown = by_state.get("deferred", {}), by_state.get("unknown", {})
-        if unknown and not deferred and self._config.unknown == "hold":
+        down = [result for result in results.values() if result.down]
+        if down:
+            raise Unavailable(_summary({**deferred, **unknown}), delay=down[0].wait)
+        hold = not repeatable or any(result.hold for result in unknown.values())
+        if unknown and not deferred and hold:
             raise Reject(
                 f"unknown_outcome: the mail may have been sent: {_summary(unknown)}; see whether it arrived, then call"
                 f" queue_worker.mail_resolve with key {key[:100]!r} and 'sent' or 'deferred', and redrive"
@@ -135,7 +143,15 @@ class EmailHandler:
     def _delay(self, job: Job[EmailPayload], deferred: Mapping[str, Result]) -> float | None:
         # Greylisting servers count a retry that comes too soon as none; the first delays of the policy are shorter.
         greylisted = any(result.code in _GREYLISTED for result in deferred.values())
-        return self._config.greylist_delay_seconds if greylisted and job.attempt <= 2 else None
+        if greylisted and job.attempt <= 2:
+            return self._config.greylist_delay_seconds
+        return max((result.wait for result in deferred.values() if result.wait is not None), default=None)
+
+
+def _transport(config: EmailConfig) -> MailTransport:
+    if config.provider == "resend":
+        return ResendClient(config)
+    return SmtpClient(config) if config.host else Outbox(config)
 
 
 def _summary(results: Mapping[str, Result]) -> str:

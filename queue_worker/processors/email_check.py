@@ -9,6 +9,7 @@ from typing import NamedTuple
 from queue_worker.errors import ConfigError
 from queue_worker.processors.email_config import EmailConfig
 from queue_worker.processors.email_connect import SmtpFailure, hang_up, open_smtp, tls_context
+from queue_worker.processors.email_resend import ResendClient
 from queue_worker.processors.email_templates import Templates
 
 
@@ -33,6 +34,10 @@ def check(config: EmailConfig) -> list[CheckStep]:
     try:
         note("sender", config.sender.address)
         note("templates", ", ".join(Templates(config.templates_dir).names()))
+        if config.redirect is not None:
+            note("redirect", f"SMTP_REDIRECT_TO is set: every mail goes to {config.redirect.address}, to nobody else")
+        if config.provider == "resend":
+            return [*steps, _resend(config)]
         if not config.host:
             return [*steps, _outbox(config.outbox_dir)]
         hang_up(open_smtp(config, tls_context(config), note))
@@ -44,6 +49,14 @@ def check(config: EmailConfig) -> list[CheckStep]:
         if not config.user:
             note("auth", "none: SMTP_USER is not set")
     return steps
+
+
+def _resend(config: EmailConfig) -> CheckStep:
+    client = ResendClient(config)
+    try:
+        return CheckStep("resend", *client.check())
+    finally:
+        client.close()
 
 
 def _outbox(folder: Path) -> CheckStep:

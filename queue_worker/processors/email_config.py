@@ -15,6 +15,7 @@ from queue_worker.processors.email_address import Mailbox, check_line, parse_mai
 class EmailConfig:
     """How mail leaves.
 
+    provider: smtp, or resend: by its HTTP API with `api_key` at `api_base`.
     host: mail server; empty: each mail becomes an .eml file in `outbox_dir`.
     secure: TLS from the first byte; else STARTTLS is required, see `plain_allowed`.
     user, password: for AUTH; no AUTH without a user.
@@ -28,8 +29,12 @@ class EmailConfig:
     templates_dir: folder of templates that come before the shipped ones.
     max_recipients: of one mail, over to, cc and bcc. max_attachment_bytes: of one mail, in all.
     greylist_delay_seconds: delay of the first retries after 450 and 451.
+    redirect_to: address that gets every mail instead of its recipients, for staging; empty: nobody but them.
     """
 
+    provider: Literal["smtp", "resend"] = "smtp"
+    api_key: str = field(default="", repr=False)
+    api_base: str = "https://api.resend.com"
     host: str = ""
     port: int = 587
     secure: bool = False
@@ -47,11 +52,13 @@ class EmailConfig:
     max_recipients: int = 50
     max_attachment_bytes: int = 10_000_000
     greylist_delay_seconds: float = 300.0
+    redirect_to: str = ""
 
     @property
     def sender(self) -> Mailbox:
         """The one From of all mails. Raises ConfigError where SMTP_FROM_EMAIL or SMTP_FROM_NAME cannot be used."""
-        address = self.from_email or ("" if self.host else "queue-worker@localhost")
+        nowhere = self.provider == "smtp" and not self.host
+        address = self.from_email or ("queue-worker@localhost" if nowhere else "")
         try:
             mailbox = parse_mailbox(address)
         except ValueError as error:
@@ -60,6 +67,16 @@ class EmailConfig:
             return mailbox._replace(name=check_line(self.from_name).strip() or mailbox.name)
         except ValueError as error:
             raise ConfigError(f"SMTP_FROM_NAME: {error}") from None
+
+    @property
+    def redirect(self) -> Mailbox | None:
+        """Who gets every mail instead of its recipients. Raises ConfigError where SMTP_REDIRECT_TO is no address."""
+        if not self.redirect_to:
+            return None
+        try:
+            return parse_mailbox(self.redirect_to)
+        except ValueError as error:
+            raise ConfigError(f"SMTP_REDIRECT_TO: {error}") from None
 
     @property
     def plain_allowed(self) -> bool:

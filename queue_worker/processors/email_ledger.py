@@ -32,12 +32,16 @@ class Result(NamedTuple):
     """How it stands with one recipient.
 
     state: reserved, sent, bounced, deferred or unknown. reply: what the server said last. code: its reply code in
-    this attempt, 0 without one.
+    this attempt, 0 without one. wait: the server's own wish for a pause, in seconds. down: it cannot serve anybody
+    now. hold: only a person can say what became of the mail.
     """
 
     state: str
     reply: str = ""
     code: int = 0
+    wait: float | None = None
+    down: bool = False
+    hold: bool = False
 
 
 class Reservation(NamedTuple):

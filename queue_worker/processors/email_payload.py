@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -100,6 +101,23 @@ def _header_values(headers: dict[str, str]) -> dict[str, str]:
     return named
 
 
+def _https_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme == "https" and parts.hostname and parts.username is None and parts.port != 0
+    except ValueError:
+        usable = False
+    # Printable ASCII without what ends a URL in a header.
+    if not usable or not re.fullmatch(r"[!-~]+", url) or re.search(r'[<>"\\]', url):
+        raise ValueError("must be a URL that begins with https://, in printable ASCII without spaces")
+
+
+def _bare_address(text: str) -> None:
+    mailbox = parse_mailbox(text)
+    if mailbox.name or mailbox.address.casefold() != text.casefold() or not text.isascii():
+        raise ValueError("must be an address alone, in ASCII, such as unsubscribe@example.com")
+
+
 Line = Annotated[str, AfterValidator(_clean(check_line))]
 Address = Annotated[str, Field(max_length=600), AfterValidator(_clean(parse_mailbox))]
 Addresses = Annotated[list[Address], BeforeValidator(_one_or_many)]
@@ -145,8 +163,10 @@ class EmailPayload(BaseModel):
 
     to, cc, bcc, reply_to: an address or a list of addresses, each `ann@example.com` or `Ann <ann@example.com>`.
     subject, text (also `body`), html: the mail itself; or `template` with `context`, where `subject` beats the
-    template's own. attachments: stored objects. headers: see HEADERS_AS_GIVEN. key: names this mail once and for all
-    (default: the job's key); it is sent once per key and recipient. The sender is a setting, not part of the payload.
+    template's own. attachments: stored objects. headers: see HEADERS_AS_GIVEN. unsubscribe_url (https, one-click by
+    RFC 8058) and unsubscribe_mailto (an address): where the recipient gets off the list. key: names this mail once
+    and for all (default: the job's key); it is sent once per key and recipient. The sender is a setting, not part of
+    the payload.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -162,6 +182,8 @@ class EmailPayload(BaseModel):
     context: dict[str, Any] | None = None
     attachments: Annotated[list[Attachment], Field(max_length=20)] = []
     headers: Annotated[dict[str, str], AfterValidator(_header_values)] = {}
+    unsubscribe_url: Annotated[str, Field(max_length=_MAX_HEADER), AfterValidator(_clean(_https_url))] | None = None
+    unsubscribe_mailto: Annotated[str, Field(max_length=254), AfterValidator(_clean(_bare_address))] | None = None
     key: Annotated[Line, Field(min_length=1, max_length=500)] | None = None
 
     @model_validator(mode="before")
@@ -178,6 +200,10 @@ class EmailPayload(BaseModel):
     def _whole(self) -> EmailPayload:
         if not (self.to or self.cc or self.bcc):
             raise _refuse("to: at least one recipient is needed (in to, cc or bcc)")
+        if self.unsubscribe_headers() and any(name.startswith("List-Unsubscribe") for name in self.headers):
+            raise _refuse("headers: give List-Unsubscribe there, or unsubscribe_url and unsubscribe_mailto, not both")
+        if self.unsubscribe_url is not None and len(self.recipients()) > 1:
+            raise _refuse("unsubscribe_url: names one recipient (RFC 8058); send one mail for each recipient")
         if self.template is not None:
             if self.text is not None or self.html is not None:
                 raise _refuse("template: give a template, or text and html, not both")
@@ -203,6 +229,14 @@ class EmailPayload(BaseModel):
         for mailbox in map(parse_mailbox, [*self.to, *self.cc, *self.bcc]):
             unique.setdefault(mailbox.address.casefold(), mailbox.address)
         return list(unique.values())
+
+    def unsubscribe_headers(self) -> dict[str, str]:
+        """The headers of RFC 2369 and, for a URL, of one-click unsubscription (RFC 8058)."""
+        places = [f"<{self.unsubscribe_url}>"] if self.unsubscribe_url else []
+        if self.unsubscribe_mailto:
+            places.append(f"<mailto:{quote(self.unsubscribe_mailto, safe='@')}>")
+        headers = {"List-Unsubscribe": ", ".join(places)} if places else {}
+        return headers | ({"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"} if self.unsubscribe_url else {})
 
     def mailboxes(self, field: str) -> list[Mailbox]:
         """The parsed addresses of one of to, cc, bcc and reply_to."""

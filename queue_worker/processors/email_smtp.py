@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from smtplib import SMTP
 from typing import NamedTuple
 
-from queue_worker.processors.email_compose import Letter
+from queue_worker.processors.email_compose import Letter, Mail, compose
 from queue_worker.processors.email_config import EmailConfig
 from queue_worker.processors.email_connect import SmtpFailure, hang_up, open_smtp, tls_context
-from queue_worker.processors.email_ledger import Result
+from queue_worker.processors.email_ledger import Reservation, Result
 from queue_worker.processors.email_transaction import Transaction, transact
 
 MAX_IDLE = 60.0
@@ -29,6 +29,8 @@ class SmtpClient:
     Raises ConfigError for a bad `ca_file`.
     """
 
+    key_lifetime = None  # a Message-ID helps people to see a repeat, and keeps none away
+
     def __init__(self, config: EmailConfig) -> None:
         self._config = config
         self._context = tls_context(config)
@@ -36,11 +38,9 @@ class SmtpClient:
         self._idle: list[_Idle] = []
         self._closed = False
 
-    def deliver(self, letter: Letter, recipients: Sequence[str], deadline: float) -> dict[str, Result]:
-        """Send one mail and return the result of each recipient; failures are results too.
-
-        `deadline` (time.monotonic): when the last answer must be there; the mail is not completed without time for it.
-        """
+    def deliver(self, mail: Mail, due: Sequence[str], reservation: Reservation) -> dict[str, Result]:
+        """Send one mail to the recipients in `due`; see `email_transport.MailTransport`."""
+        letter, recipients, deadline = compose(mail), due, reservation.deadline
         smtp = self._take()
         if smtp is not None:
             transaction = self._transact(smtp, letter, recipients, deadline)

@@ -27,7 +27,10 @@ HEADERS_AS_GIVEN = (
 )
 """The headers that a payload may set."""
 
-_OURS = ("From", "To", "Cc", "Reply-To", "Subject", "Message-ID")
+ORIGINAL = {"to": "X-Original-To", "cc": "X-Original-Cc", "bcc": "X-Original-Bcc", "reply_to": "X-Original-Reply-To"}
+"""The headers that say for whom a redirected mail was, by field of the payload."""
+
+_OURS = ("From", "To", "Cc", "Reply-To", "Subject", "Message-ID", *ORIGINAL.values())
 _LINE = 76
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ \-]+")
 

@@ -30,11 +30,15 @@ def clean_reason(text: str) -> str:
 
 
 class ProviderError(QueueWorkerError):
-    """A provider could not give a final answer; `retry_after` is its own wish for a pause, in seconds."""
+    """A provider could not give a final answer.
 
-    def __init__(self, text: str, *, retry_after: float | None = None) -> None:
+    `retry_after` is its own wish for a pause, in seconds. `down`: it cannot serve anybody now.
+    """
+
+    def __init__(self, text: str, *, retry_after: float | None = None, down: bool = False) -> None:
         super().__init__(clean_reason(text))
         self.retry_after = retry_after
+        self.down = down
 
 
 class OutcomeUnknown(ProviderError):
@@ -43,8 +47,10 @@ class OutcomeUnknown(ProviderError):
     `stored`: the provider keeps this very answer for the key, so that repeating the call cannot tell more.
     """
 
-    def __init__(self, text: str, *, retry_after: float | None = None, stored: bool = False) -> None:
-        super().__init__(text, retry_after=retry_after)
+    def __init__(
+        self, text: str, *, retry_after: float | None = None, down: bool = False, stored: bool = False
+    ) -> None:
+        super().__init__(text, retry_after=retry_after, down=down)
         self.stored = stored
 
 
@@ -60,12 +66,16 @@ class RequestRefused(ProviderError):
     """Nothing was charged, and the same request will be refused again."""
 
 
+Action = Literal["charge", "authorize", "capture", "refund"]
+
+
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One logical payment, the same on every attempt.
+    """One logical act on a payment, the same on every attempt.
 
     `amount_minor` is in minor currency units, `currency` an ISO 4217 code in capitals. `since` and `until` are
-    Unix seconds of the first and the latest earlier attempt (None: no earlier attempt), for `find`.
+    Unix seconds of the first and the latest earlier attempt (None: no earlier attempt), for `find`. `payment` is the
+    provider's id of the payment that a capture or refund belongs to.
     """
 
     key: str = field(repr=False)
@@ -75,6 +85,8 @@ class Charge:
     account: str = field(repr=False)
     since: float | None = None
     until: float | None = None
+    action: Action = "charge"
+    payment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +112,19 @@ class PaymentProvider(Protocol):
     def key_lifetime(self) -> float | None: ...
 
     def charge(self, charge: Charge) -> Result:
-        """Charge once per `charge.key`, however often it is called; a declined card is a Result, not an error.
+        """Charge, or authorize where `charge.action` says so; a declined card is a Result, not an error.
 
-        Raises a ProviderError. Must not retry by itself.
+        Once per `charge.key`, however often it is called. Raises a ProviderError. Must not retry by itself.
         """
 
+    def capture(self, charge: Charge) -> Result:
+        """Take the money of the authorized `charge.payment`, once per `charge.key`; as `charge`."""
+
+    def refund(self, charge: Charge) -> Result:
+        """Give money of `charge.payment` back, once per `charge.key`; as `charge`. Too much is a failed Result."""
+
     def find(self, charge: Charge) -> Result | None:
-        """Return what became of `charge.key`, or None when the provider has certainly not charged it.
+        """Return what became of `charge.key`, or None when the provider has certainly not acted on it.
 
         Raises a ProviderError.
         """
@@ -125,8 +143,8 @@ ProviderFactory = Callable[[SqlCall], PaymentProvider]
 class SandboxProvider:
     """A provider without network: its charges are rows of the worker's own database and survive a restart.
 
-    Some accounts steer it: declined, fails_twice, always_fails, rate_limited, timeout_after_charge
-    (see sql/0005_payments.sql). All others succeed.
+    Some accounts steer it: declined, fails_twice, always_fails, rate_limited, timeout_after_charge; with capture_ or
+    refund_ in front they steer that act on the payment (see sandbox_act in sql/0017_payments.sql). All others succeed.
     """
 
     name = "sandbox"
@@ -136,14 +154,16 @@ class SandboxProvider:
         self._call = call
 
     def charge(self, charge: Charge) -> Result:
-        """Charge in the sandbox; see PaymentProvider."""
+        """Act in the sandbox, whatever the action; see PaymentProvider."""
         try:
             rows = self._call(
-                "queue_worker.sandbox_charge",
+                "queue_worker.sandbox_act",
                 key=charge.key,
+                action=charge.action,
                 amount_minor=charge.amount_minor,
                 currency=charge.currency,
                 account=charge.account,
+                payment=charge.payment,
             )
         except CallRefused as error:
             if error.sqlstate == KEY_REUSE:
@@ -154,10 +174,12 @@ class SandboxProvider:
             case "unavailable":
                 raise OutcomeUnknown("the sandbox answered 503")
             case "rate_limited":
-                raise NotCharged("the sandbox answered 429", retry_after=1.0)
+                raise NotCharged("the sandbox answered 429", retry_after=1.0, down=True)
             case "no_answer":
                 raise OutcomeUnknown("the sandbox did not answer in time")
         return _sandbox_result(row)
+
+    capture = refund = charge
 
     def find(self, charge: Charge) -> Result | None:
         """Look the key up; see PaymentProvider."""

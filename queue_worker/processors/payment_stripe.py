@@ -7,7 +7,6 @@ Sources of the rules: https://docs.stripe.com/api/idempotent_requests, /api/erro
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,15 +19,19 @@ from queue_worker.processors.payment_providers import (
     ProviderError,
     RequestRefused,
     Result,
-    clean_reason,
 )
 from queue_worker.processors.payment_stripe_errors import translate
+from queue_worker.processors.payment_stripe_results import (
+    CAPTURE_KEY_FIELD,
+    KEY_FIELD,
+    capture_result,
+    intent_result,
+    refund_result,
+    stripe_key,
+)
 
 if TYPE_CHECKING:
     import stripe
-
-KEY_FIELD = "queue_worker_key"
-"""Name in a PaymentIntent's metadata under which the idempotency key is found again."""
 
 ODD_CURRENCIES = frozenset({"ISK", "MGA", "UGX"})
 """Stripe counts these in another unit than ISO 4217 does, so an amount would be off by a factor of 100."""
@@ -40,18 +43,10 @@ _MAX_PAGES = 50
 _ACCOUNT = re.compile(r"(?:(?P<customer>cus_\w+)/)?(?P<method>(?:pm|card|src)_\w+)|(?P<alone>cus_\w+)", re.ASCII)
 
 
-def stripe_key(key: str) -> str:
-    """Return the idempotency key for `key`: itself, or a digest where it is too long or not plain ASCII.
-
-    Stripe takes at most 255 characters, and an HTTP header visible ASCII (RFC 9110 section 5.5).
-    """
-    if re.fullmatch(r"[!-~]{1,255}", key):
-        return key
-    return "sha256_" + hashlib.sha256(key.encode()).hexdigest()
-
-
 class StripeProvider:
     """Charges with a confirmed PaymentIntent, off session: the payer is not there and cannot authenticate.
+
+    Authorizes with one whose capture is manual (cards hold it for about 7 days).
 
     `timeouts`: seconds to connect, and between two pieces of an answer. Raises ConfigError when the package is
     missing or `api_key` is not a secret key.
@@ -103,35 +98,89 @@ class StripeProvider:
                 "off_session": True,
                 "metadata": {KEY_FIELD: stripe_key(charge.key), "payment_id": charge.payment_id[:500]},
             }
+            if charge.action == "authorize":
+                params["capture_method"] = "manual"
             if customer:
                 params["customer"] = customer
             intent = self._client.v1.payment_intents.create(params, {"idempotency_key": stripe_key(charge.key)})
             return self._result(intent.to_dict())
         except self._error as error:
-            answer = translate(error)
-            if isinstance(answer, ProviderError):
-                raise answer from None
-            return answer
+            return _answer(error)
+
+    def capture(self, charge: Charge) -> Result:
+        """Capture the authorized PaymentIntent, at most what was authorized; see PaymentProvider."""
+        try:
+            intent = self._client.v1.payment_intents.capture(
+                _payment(charge),
+                {
+                    "amount_to_capture": charge.amount_minor,
+                    "metadata": {CAPTURE_KEY_FIELD: stripe_key(charge.key)},
+                },
+                {"idempotency_key": stripe_key(charge.key)},
+            )
+        except self._error as error:
+            return _answer(error)
+        return capture_result(intent.to_dict(), charge.key) or Result("pending", intent.id, "it is not captured yet")
+
+    def refund(self, charge: Charge) -> Result:
+        """Refund a part of the PaymentIntent, or all of it; see PaymentProvider."""
+        try:
+            refund = self._client.v1.refunds.create(
+                {
+                    "payment_intent": _payment(charge),
+                    "amount": charge.amount_minor,
+                    "metadata": {KEY_FIELD: stripe_key(charge.key), "payment_id": charge.payment_id[:500]},
+                },
+                {"idempotency_key": stripe_key(charge.key)},
+            )
+        except self._error as error:
+            return _answer(error)
+        return refund_result(refund.to_dict())
 
     def find(self, charge: Charge) -> Result | None:
-        """Look for the PaymentIntent by its metadata; see PaymentProvider.
-
-        Lists instead of searching: Stripe's search may lag by a minute to an hour, and a charge that it does not
-        see yet would be made twice.
-        """
+        """Look for what was made with the key; see PaymentProvider."""
         try:
-            intents = self._intents_of(charge)
-            if not intents:
-                return None
-            # Only a key that Stripe had forgotten can have made several; one that succeeded settles it.
-            order = {"succeeded": 0, "processing": 1, "requires_action": 2, "requires_confirmation": 2}
-            best = min(intents, key=lambda intent: order.get(intent["status"], 3))
-            if (best["amount"], best["currency"].upper()) != (charge.amount_minor, charge.currency):
-                raise RequestRefused("Stripe knows this payment key with another amount or currency")
-            return self._result(best)
+            match charge.action:
+                case "capture":
+                    intent = self._client.v1.payment_intents.retrieve(_payment(charge))
+                    return capture_result(intent.to_dict(), charge.key)
+                case "refund":
+                    return self._find_refund(charge)
+            return self._find_charge(charge)
         except self._error as error:
             answer = translate(error)
             raise answer if isinstance(answer, ProviderError) else OutcomeUnknown(answer.error or "refused") from None
+
+    def _find_refund(self, charge: Charge) -> Result | None:
+        params: stripe.params.RefundListParams = {"payment_intent": _payment(charge), "limit": _PAGE}
+        for _ in range(_MAX_PAGES):
+            page = self._client.v1.refunds.list(params).to_dict()
+            for refund in page["data"]:
+                if (refund.get("metadata") or {}).get(KEY_FIELD) == stripe_key(charge.key):
+                    return refund_result(refund)
+            if not page["has_more"]:
+                return None
+            params["starting_after"] = page["data"][-1]["id"]
+        raise CannotTell(f"more than {_MAX_PAGES * _PAGE} refunds of this payment at Stripe")
+
+    def _find_charge(self, charge: Charge) -> Result | None:
+        # Lists instead of searching: Stripe's search may lag by a minute to an hour, and a charge that it does not see
+        # yet would be made twice.
+        intents = self._intents_of(charge)
+        if not intents:
+            return None
+        # Only a key that Stripe had forgotten can have made several; one that succeeded settles it.
+        order = {
+            "succeeded": 0,
+            "requires_capture": 0,
+            "processing": 1,
+            "requires_action": 2,
+            "requires_confirmation": 2,
+        }
+        best = min(intents, key=lambda intent: order.get(intent["status"], 3))
+        if (best["amount"], best["currency"].upper()) != (charge.amount_minor, charge.currency):
+            raise RequestRefused("Stripe knows this payment key with another amount or currency")
+        return self._result(best)
 
     def _intents_of(self, charge: Charge) -> list[dict[str, Any]]:
         params: stripe.params.PaymentIntentListParams = {"limit": _PAGE}
@@ -162,17 +211,10 @@ class StripeProvider:
         return method
 
     def _result(self, intent: Mapping[str, Any]) -> Result:
-        status = intent["status"]
-        if status == "requires_action":
+        if intent["status"] == "requires_action":
             self._cancel(intent["id"])
             return Result("failed", intent["id"], "authentication_required: the payer must confirm this payment")
-        if status == "succeeded":
-            return Result("succeeded", intent["id"])
-        if status in ("requires_payment_method", "canceled"):
-            refusal = intent.get("last_payment_error") or {}
-            code = refusal.get("decline_code") or refusal.get("code") or status
-            return Result("failed", intent["id"], clean_reason(f"{code}: {refusal.get('message') or 'declined'}"))
-        return Result("pending", intent["id"], f"the PaymentIntent is {clean_reason(str(status))}")
+        return intent_result(intent)
 
     def _cancel(self, intent_id: str) -> None:
         # Nobody is there to authenticate; cancelled, so that it cannot be paid after we called it failed.
@@ -180,6 +222,19 @@ class StripeProvider:
             self._client.v1.payment_intents.cancel(intent_id)
         except self._error:
             raise OutcomeUnknown("the PaymentIntent waits for the payer and could not be cancelled") from None
+
+
+def _payment(charge: Charge) -> str:
+    assert charge.payment, "a capture or refund without its payment"  # noqa: S101
+    return charge.payment
+
+
+def _answer(error: Any) -> Result:
+    """Return the failed Result that an error of Stripe means; raises the ProviderError that it is otherwise."""
+    answer = translate(error)
+    if isinstance(answer, ProviderError):
+        raise answer from None
+    return answer
 
 
 def _library() -> Any:

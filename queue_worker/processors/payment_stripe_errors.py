@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
+from queue_worker.processors.http_answers import header, retry_after
 from queue_worker.processors.payment_providers import (
     NotCharged,
     OutcomeUnknown,
@@ -17,8 +15,20 @@ from queue_worker.processors.payment_providers import (
     clean_reason,
 )
 
-ROW_PARAMS = ("amount", "currency", "customer", "payment_method", "id")
+ROW_PARAMS = ("amount", "amount_to_capture", "currency", "customer", "payment_method", "id")
 """Parameters whose values come from the user's row (`id`: the customer that was looked up)."""
+
+REFUSALS = (
+    "amount_too_large",
+    "charge_already_captured",
+    "charge_already_refunded",
+    "charge_disputed",
+    "charge_expired_for_capture",
+    "charge_not_refundable",
+    "payment_intent_unexpected_state",
+    "refund_disputed_payment",
+)
+"""Codes that say for good that this capture or refund is not possible."""
 
 
 def translate(error: Any) -> Result | ProviderError:
@@ -35,34 +45,16 @@ def translate(error: Any) -> Result | ProviderError:
         return _refused(error, text)
     wait = retry_after(header(error.headers, "Retry-After"))
     if status == 429:
-        return NotCharged(text, retry_after=wait)
+        return NotCharged(text, retry_after=wait, down=True)
     if status in (401, 403):
         return NotCharged(f"{text}; check QUEUE_WORKER_STRIPE_API_KEY")
     # Stripe keeps its first answer to a key, a 500 included, and gives it again to every repeat. It refuses a key
     # that it saw with other parameters, for example before the customer's default card changed (400). A 409 means
     # that the same request is under way and will tell more later.
     replayed = (header(error.headers, "Idempotent-Replayed") or "").lower() == "true"
-    return OutcomeUnknown(text, retry_after=wait, stored=replayed or (reused and status != 409))
-
-
-def retry_after(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110 section 10.2.3)."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            then = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = ((then if then.tzinfo else then.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def header(headers: Mapping[str, str] | None, name: str) -> str | None:
-    """Return a header whatever the case of its name."""
-    return next((value for key, value in (headers or {}).items() if key.lower() == name.lower()), None)
+    return OutcomeUnknown(
+        text, retry_after=wait, down=status == 503 and not replayed, stored=replayed or (reused and status != 409)
+    )
 
 
 def _declined(error: Any) -> Result:
@@ -81,7 +73,9 @@ def _refused(error: Any, text: str) -> Result | ProviderError:
     if "mode key was used" in message:
         # "a similar object exists in live mode, but a test mode key was used": our key is wrong, not the payment.
         return NotCharged(f"{text}; check QUEUE_WORKER_STRIPE_API_KEY")
-    if body.get("param") in ROW_PARAMS:
+    if body.get("code") == "balance_insufficient":
+        return NotCharged(text)  # of our own account, for a refund: it fills up again
+    if body.get("param") in ROW_PARAMS or body.get("code") in REFUSALS:
         return Result("failed", None, clean_reason(f"{body.get('code') or 'invalid_request'}: {message}"))
     return RequestRefused(text)
 

@@ -102,6 +102,28 @@ class Desk:
         )
         return int(row["id"])
 
+    def authorized(self, amount: int = 1250, account: str = "ann") -> int:
+        """Insert a payment whose message asks for an authorization instead of a charge. Returns the id."""
+        order = self.order(amount, account=account)
+        self.query("delete from pgmq.q_payments where message ->> 'id' = %s", str(order))
+        self.send(f'{{"id": {order}, "action": "authorize"}}')
+        return order
+
+    def act(self, action: str, order: int, amount: int) -> int:
+        """Insert a capture or refund of a payment; the trigger sends its message. Returns its id."""
+        (row,) = self.query(
+            "insert into public.payment_actions (payment_id, action, amount_minor) values (%s, %s, %s) returning id",
+            order,
+            action,
+            amount,
+        )
+        return int(row["id"])
+
+    def action(self, action_id: int) -> dict[str, Any]:
+        """The user's row of a capture or refund."""
+        (row,) = self.query("select * from public.payment_actions where id = %s", action_id)
+        return row
+
     def send(self, payload: str) -> int:
         """Send a message with this JSON text; returns the message's id."""
         (row,) = self.query("select queue_worker.send('payments', %s::jsonb) as msg_id", payload)

@@ -10,7 +10,7 @@ import pytest
 from payment_context import Desk
 from psycopg.rows import dict_row
 
-DEMO = Path(__file__).parents[2] / "sql" / "demo" / "payments.sql"
+DEMO = Path(__file__).parents[2] / "sql" / "demo"
 
 
 @pytest.fixture
@@ -18,5 +18,12 @@ def desk(dsn: str) -> Iterator[Desk]:
     """The user's side of payments: the demo's table, functions and trigger, and the queue."""
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
         connection.execute("select queue_worker.create_queue('payments')")
-        connection.execute(DEMO.read_bytes())
+        connection.execute((DEMO / "payments.sql").read_bytes())
         yield Desk(dsn, connection)
+
+
+@pytest.fixture
+def actions(desk: Desk) -> Desk:
+    """The same, with the demo's captures and refunds."""
+    desk.connection.execute((DEMO / "refunds.sql").read_bytes())
+    return desk

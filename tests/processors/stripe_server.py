@@ -65,6 +65,11 @@ class StripeServer:
         charges: list[dict[str, Any]] = self._control("state", {})["charges"]
         return charges
 
+    def refunds(self) -> list[dict[str, Any]]:
+        """Return the refunds: id, amount, payment_intent."""
+        refunds: list[dict[str, Any]] = self._control("state", {})["refunds"]
+        return refunds
+
     def forget_keys(self) -> None:
         """Forget the idempotency keys, as Stripe may after 24 hours."""
         self._control("forget", {})

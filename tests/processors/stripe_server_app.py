@@ -4,7 +4,8 @@ A script, so that localstripe (licensed under the GPL, for development only) is 
 
 Added to localstripe 1.15: Idempotency-Key as Stripe documents it (the first answer is replayed, errors 402 and 500
 included; 400 for other parameters; 409 while the first request is under way), `created` and `customer` filters and
-newest-first order when PaymentIntents are listed, and a script of faults under /_test/.
+newest-first order when PaymentIntents are listed, captures with metadata and `amount_received`, refunds that cannot
+exceed what was captured, and a script of faults under /_test/.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
-from localstripe.resources import List, PaymentIntent, Store, store
+from localstripe.errors import UserError
+from localstripe.resources import List, PaymentIntent, Refund, Store, store
 from localstripe.server import app
 
 PAYMENTS = "/v1/payment_intents"
@@ -90,6 +92,8 @@ class Extras:
 
     async def scripted(self, request: web.Request, handler: Handler) -> Any:
         """Run one request as the script says, see StripeServer.script."""
+        if request.path.endswith("/capture"):
+            handler = capture
         if not self.script or f"{request.method} {request.path}" != self.script[0].get("on", f"POST {PAYMENTS}"):
             return await handler(request)
         step = self.script.popleft()
@@ -119,12 +123,17 @@ class Extras:
                 self.gate.set()
             case "forget":
                 self.keys.clear()
+        refunds = [
+            {"id": one.id, "amount": one.amount, "payment_intent": one.payment_intent}
+            for name, one in store.items()
+            if name.startswith("refund:")
+        ]
         charges = [
             {"id": one.id, "amount": one.amount, "currency": one.currency, "payment_intent": one.payment_intent}
             for name, one in store.items()
             if name.startswith("charge:") and one.status == "succeeded"
         ]
-        return web.json_response({"held": self.held, "requests": self.requests, "charges": charges})
+        return web.json_response({"held": self.held, "requests": self.requests, "charges": charges, "refunds": refunds})
 
 
 def error(status: int, details: dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:
@@ -154,11 +163,50 @@ def create(_cls: Any, automatic_payment_methods: Any = None, **data: Any) -> Any
     return create_payment(**data)
 
 
+async def capture(request: web.Request) -> web.Response:
+    """What localstripe's own route does, with metadata and what Stripe refuses."""
+    form = await request.post()
+    intent = PaymentIntent._api_retrieve(request.path.split("/")[3])
+    if intent.status != "requires_capture":
+        return error(
+            400, {"code": "payment_intent_unexpected_state", "message": f"It has a status of {intent.status}."}
+        )
+    amount = int(str(form.get("amount_to_capture") or intent.amount))
+    if amount > intent.amount:
+        return error(400, {"code": "amount_too_large", "message": "The amount is more than was authorized."})
+    intent.latest_charge.captured = True
+    intent.amount_received = amount
+    given = {name[9:-1]: value for name, value in form.items() if name.startswith("metadata[")}
+    intent.metadata = {**(intent.metadata or {}), **given}
+    return web.json_response(intent._export())
+
+
+make_refund = Refund.__init__
+
+
+def refund(self: Any, payment_intent: str | None = None, amount: Any = None, **data: Any) -> None:
+    intent = PaymentIntent._api_retrieve(payment_intent)
+    if intent.status != "succeeded":
+        raise UserError(400, "This payment has no captured charge.", {"code": "charge_not_refundable"})
+    whole = getattr(intent, "amount_received", None) or intent.amount
+    given = sum(
+        one.amount for name, one in store.items() if name.startswith("refund:") and one.payment_intent == intent.id
+    )
+    if given >= whole:
+        raise UserError(400, "The charge has already been refunded.", {"code": "charge_already_refunded"})
+    if given + int(amount) > whole:
+        raise UserError(
+            400, f"The refund is greater than what is left ({whole - given}).", {"code": "amount_too_large"}
+        )
+    make_refund(self, payment_intent=payment_intent, amount=amount, **data)
+
+
 async def serve() -> None:
     # localstripe writes everything to one file in /tmp, which parallel runs would share.
     Store.dump_to_disk = lambda self: None
     PaymentIntent._api_list_all = classmethod(list_payments)
     PaymentIntent._api_create = classmethod(create)
+    Refund.__init__ = refund
     extras = Extras()
 
     @web.middleware

@@ -10,7 +10,7 @@ import pytest
 from payment_context import Crash, Desk
 
 from queue_worker import App
-from queue_worker.errors import CallRefused, ConfigError, InvalidPayload, LeaseLost, Reject, Retry
+from queue_worker.errors import CallRefused, ConfigError, InvalidPayload, LeaseLost, Reject, Retry, Unavailable
 from queue_worker.processor import Processor
 from queue_worker.processors.payment_providers import CannotTell, Charge, OutcomeUnknown, Result, SandboxProvider
 from queue_worker.processors.payments import PaymentsConfig, make_processor
@@ -144,7 +144,7 @@ def test_a_person_resolves_an_unknown_payment_and_redrives(desk: Desk, sandbox: 
 def test_a_rate_limit_is_waited_for(desk: Desk, sandbox: Processor) -> None:
     desk.order(account="rate_limited")
     error = desk.run(sandbox)
-    assert isinstance(error, Retry)
+    assert isinstance(error, Unavailable)
     assert error.delay == 1.0
     assert desk.run(sandbox, 2) is None
     assert len(charges(desk)) == 1
@@ -184,7 +184,7 @@ def test_a_message_that_was_lost_meanwhile_records_nothing(desk: Desk, sandbox: 
     order = desk.order()
 
     def lose(function: str) -> None:
-        if function == "queue_worker.sandbox_charge":
+        if function == "queue_worker.sandbox_act":
             desk.query("delete from pgmq.q_payments")
 
     desk.context.after_call = lose
@@ -376,7 +376,7 @@ def test_two_runs_of_one_payment_at_once_charge_once(desk: Desk, sandbox: Proces
     inside, leave = threading.Event(), threading.Event()
 
     def pause(function: str) -> None:
-        if function == "queue_worker.sandbox_charge" and not inside.is_set():
+        if function == "queue_worker.sandbox_act" and not inside.is_set():
             inside.set()
             assert leave.wait(20)
 

@@ -15,7 +15,7 @@ from payment_context import Crash, Desk
 from payment_proxy import LosingProxy
 from stripe_server import PAYMENTS, StripeServer
 
-from queue_worker.errors import Reject, Retry
+from queue_worker.errors import Reject, Retry, Unavailable
 from queue_worker.processor import Processor
 from queue_worker.processors.payment_providers import CannotTell, Charge, RequestRefused, Result
 from queue_worker.processors.payment_stripe import StripeProvider
@@ -287,7 +287,7 @@ def test_retry_after_of_a_rate_limit_is_honoured(desk: Desk, stripe: StripeServe
     desk.order(account=card(stripe))
     stripe.script({"status": 429, "headers": {"Retry-After": "7"}})
     error = desk.run(payments)
-    assert isinstance(error, Retry)
+    assert isinstance(error, Unavailable)
     assert error.delay == 7.0
     assert len(stripe.requests()) == 1  # the client itself does not repeat
     assert desk.run(payments, 2) is None
@@ -392,7 +392,7 @@ def test_a_payment_still_processing_waits_and_ends_with_a_person(
     desk.context.crash = True  # leaves the ledger at reserved
     stripe.script({"status": 503})
     payments = make_processor(config(proxy.url))
-    assert isinstance(desk.run(payments), Retry)
+    assert isinstance(desk.run(payments), Unavailable)
     error = desk.run(payments, 2)
     assert isinstance(error, Retry)
     assert "requires_confirmation" in error.reason
