@@ -131,4 +131,133 @@ begin
     end if;
 end $$;
 
+-- ---------------------------------------------------------------------------------------------------- diagnosis
+
+-- Our functions as they are in the database, for whoever compares them with the files.
+create function queue_worker.list_functions() returns table (name text, body_md5 text)
+language sql stable set search_path = '' as $$
+    select n.nspname || '.' || p.proname, pg_catalog.md5(p.prosrc)
+    from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    where n.nspname in ('queue_worker', 'queue_worker_data');
+$$;
+
+-- What is wrong with the server, the queues and their workers, each with what mends it; no row: nothing was found.
+-- client_now: the caller's clock. old_seconds: how old a transaction may be; dead_rows: how many a table may carry.
+create function queue_worker.diagnose(
+    client_now timestamptz default null, old_seconds double precision default 300, dead_rows bigint default 100000)
+returns table (subject text, queue text, finding text, fix text)
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+declare
+    skew constant double precision := pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - client_now);
+    since constant timestamptz := pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => old_seconds);
+begin
+    return query select 'pgmq', null::text, 'pgmq is version ' || e.extversion || ', which is too old',
+            'alter extension pgmq update;'
+        from pg_catalog.pg_extension e
+        where e.extname = 'pgmq'
+          and pg_catalog.regexp_replace(e.extversion, '^([0-9]+)[.]([0-9]+).*$', '\1')::int * 1000
+              + pg_catalog.regexp_replace(e.extversion, '^([0-9]+)[.]([0-9]+).*$', '\2')::int < 1005;
+    if abs(skew) > 2 then
+        return query select 'clock', null::text,
+            pg_catalog.format('the server''s clock is %s s %s this machine''s', pg_catalog.round(abs(skew)::numeric, 1),
+                case when skew > 0 then 'ahead of' else 'behind' end),
+            'let NTP set the clocks of both; due times count by the server''s';
+    end if;
+    return query select 'snapshot', null::text,
+            pg_catalog.format('process %s (%s, %s) has a transaction open for %s s: no vacuum removes what died since, and'
+                ' claims slow down', a.pid, nullif(a.application_name, ''), a.state,
+                pg_catalog.round(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - a.xact_start)::numeric)),
+            pg_catalog.format('select pg_terminate_backend(%s);', a.pid)
+        from pg_catalog.pg_stat_activity a
+        where a.xact_start < since and a.pid <> pg_catalog.pg_backend_pid() and a.backend_type = 'client backend'
+          and (a.backend_xmin is not null or a.backend_xid is not null);
+    return query select 'snapshot', null::text,
+            pg_catalog.format('prepared transaction %s is open since %s', p.gid, p.prepared),
+            pg_catalog.format('rollback prepared %L;', p.gid)
+        from pg_catalog.pg_prepared_xacts p where p.prepared < since;
+    if pg_catalog.current_setting('autovacuum') = 'off' or pg_catalog.current_setting('track_counts') = 'off' then
+        return query select 'vacuum', null::text, 'autovacuum is off: dead rows pile up until claims crawl',
+            'set autovacuum and track_counts to on in postgresql.conf';
+    end if;
+    return query select 'vacuum', m.queue_name::text, pg_catalog.format('autovacuum is off for pgmq.%s', c.relname),
+            pg_catalog.format('alter table pgmq.%I reset (autovacuum_enabled);', c.relname)
+        from pgmq.meta m join pg_catalog.pg_class c
+            on c.relnamespace = 'pgmq'::regnamespace
+           and c.relname in ('q_' || pg_catalog.lower(m.queue_name), 'a_' || pg_catalog.lower(m.queue_name))
+        where exists (select from pg_catalog.pg_options_to_table(c.reloptions) o
+                      where o.option_name = 'autovacuum_enabled' and not o.option_value::boolean)
+        order by m.queue_name, c.relname;
+    return query select 'vacuum', m.queue_name::text,
+            pg_catalog.format('pgmq.%s has %s dead rows and %s live ones', s.relname, s.n_dead_tup, s.n_live_tup),
+            pg_catalog.format('vacuum pgmq.%I;', s.relname)
+        from pgmq.meta m join pg_catalog.pg_stat_all_tables s
+            on s.schemaname = 'pgmq'
+           and s.relname in ('q_' || pg_catalog.lower(m.queue_name), 'a_' || pg_catalog.lower(m.queue_name))
+        where s.n_dead_tup > dead_rows and s.n_dead_tup > s.n_live_tup
+        order by m.queue_name, s.relname;
+    return query select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_queues() d;
+end $$;
+
+-- The part of it that looks at each queue which is ours or is served by a living worker.
+create function queue_worker_data.diagnose_queues()
+returns table (subject text, queue text, finding text, fix text)
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+declare
+    one record;
+    overdue double precision;
+begin
+    for one in
+        select n.name, c.oid, c.relpersistence,
+               exists (select from queue_worker_data.workers w
+                       where n.name = any (w.queues)
+                         and w.last_seen > pg_catalog.now() - interval '45 seconds') as served
+        from (select q.queue from queue_worker_data.queues q
+              union
+              select pg_catalog.unnest(w.queues) from queue_worker_data.workers w
+              where w.last_seen > pg_catalog.now() - interval '45 seconds') n (name)
+        left join pg_catalog.pg_class c
+            on c.oid = pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || n.name))
+        order by n.name
+    loop
+        queue := one.name;
+        subject := 'queue';
+        if one.oid is null then
+            finding := 'its table is gone';
+            fix := pg_catalog.format('select queue_worker.create_queue(%L); or select queue_worker.drop_queue(%L);',
+                one.name, one.name);
+            return next;
+            continue;
+        end if;
+        if not exists (select from pg_catalog.pg_trigger g
+                       where g.tgrelid = one.oid and g.tgname = 'queue_worker_wake' and g.tgenabled <> 'D') then
+            finding := 'its trigger queue_worker_wake is missing or disabled: workers find new messages by polling only';
+            fix := pg_catalog.format('select queue_worker.create_queue(%L); or alter table pgmq.%I enable trigger'
+                ' queue_worker_wake;', one.name, 'q_' || one.name);
+            return next;
+        end if;
+        if one.relpersistence = 'u' then
+            finding := 'its table is unlogged: a crash of the server empties it';
+            fix := pg_catalog.format('alter table pgmq.%I set logged;', 'q_' || one.name);
+            return next;
+        end if;
+        continue when one.served;
+        begin
+            execute pg_catalog.format('select pg_catalog.date_part(''epoch'', pg_catalog.clock_timestamp() - m.vt)
+                from pgmq.%I m where m.vt <= $1 and m.vt > ''-infinity'' order by m.vt limit 1', 'q_' || one.name)
+                into overdue using pg_catalog.clock_timestamp() - interval '1 minute';
+        exception when insufficient_privilege then
+            overdue := null;
+        end;
+        if overdue is not null then
+            subject := 'worker';
+            finding := pg_catalog.format('no living worker serves it, and a message is due since %s s',
+                pg_catalog.round(overdue::numeric));
+            fix := pg_catalog.format('queue-worker start -q %s', one.name);
+            return next;
+        end if;
+    end loop;
+end $$;
+
 call queue_worker_data.lock_down();

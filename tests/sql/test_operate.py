@@ -70,7 +70,9 @@ def test_the_late_result_of_a_cancelled_message_changes_nothing(engine: Engine, 
     assert heard(notes) == [f"cancel work {msg_id}"]
     assert engine.trouble(msg_id) is None
     assert engine.extend([held]) == [msg_id]
-    answers = engine.settle(done=[held], others=[(held, "failed", 0, "", "late"), (held, "dead", 0, "rejected", "late")])
+    answers = engine.settle(
+        done=[held], others=[(held, "failed", 0, "", "late"), (held, "dead", 0, "rejected", "late")]
+    )
     assert answers == {msg_id: "gone"}
     row = found(engine, msg_id)
     assert (row.state, [one["error"] for one in row.failures]) == ("cancelled", ["first"])

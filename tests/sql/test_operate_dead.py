@@ -27,8 +27,7 @@ def lay(engine: Engine, count: int, headers: Any = None) -> None:
 def dues(engine: Engine) -> list[float]:
     """Seconds from the first due time, in the order of the dead letters."""
     rows = engine.rows(
-        "select extract(epoch from vt - min(vt) over ())::float8 as s from pgmq.q_work"
-        " order by (message ->> 'n')::int"
+        "select extract(epoch from vt - min(vt) over ())::float8 as s from pgmq.q_work order by (message ->> 'n')::int"
     )
     return [round(row.s, 3) for row in rows]
 

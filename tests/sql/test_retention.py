@@ -14,9 +14,7 @@ DAY = 86_400
 
 
 def prune(engine: Engine, archive: Any = None, count: int = 5000, failure: Any = None, dead: Any = None) -> int:
-    return int(
-        engine.value("select queue_worker.prune('QUEUE', %s, %s, %s, %s)", archive, count, failure, dead)
-    )
+    return int(engine.value("select queue_worker.prune('QUEUE', %s, %s, %s, %s)", archive, count, failure, dead))
 
 
 def shared(engine: Engine, count: int = 5000) -> int:
