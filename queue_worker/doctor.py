@@ -11,7 +11,7 @@ from typing import NamedTuple
 from queue_worker import migrate
 from queue_worker._version import __version__
 from queue_worker.errors import SchemaError
-from queue_worker.migrate_files import Migration, read_migrations
+from queue_worker.migrate_files import BOOTSTRAP, Migration, read_migrations
 from queue_worker.transport import Transport
 
 _FUNCTION = re.compile(
@@ -66,7 +66,7 @@ def _edited(transport: Transport) -> list[Finding]:
 def bodies(migrations: Iterable[Migration]) -> dict[str, set[str]]:
     """Return the MD5 sums of all bodies that the files have ever given each function, by its name with schema."""
     found: dict[str, set[str]] = {}
-    for migration in migrations:
-        for name, body in _FUNCTION.findall(migration.text):
+    for text in (BOOTSTRAP, *(migration.text for migration in migrations)):
+        for name, body in _FUNCTION.findall(text):
             found.setdefault(name, set()).add(hashlib.md5(body.encode(), usedforsecurity=False).hexdigest())
     return found

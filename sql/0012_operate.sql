@@ -20,10 +20,17 @@ language plpgsql set search_path = '' as $$
 declare
     companion text;
 begin
-    foreach companion in array array['trouble', 'progress'] loop
+    foreach companion in array array['trouble', 'progress', 'slots'] loop
         if pg_catalog.to_regclass('queue_worker_data.' || companion) is not null then
             execute pg_catalog.format('delete from queue_worker_data.%I c where c.queue = $1
                 and ($2 is null or c.msg_id = any ($2))', companion) using forget.queue, forget.ids;
+        end if;
+    end loop;
+    -- A trigger rings for the groups of single rows; a table that is emptied at once has nobody to wait for.
+    foreach companion in array array['groups', 'bells'] loop
+        if forget.ids is null and pg_catalog.to_regclass('queue_worker_data.' || companion) is not null then
+            execute pg_catalog.format('delete from queue_worker_data.%I c where c.queue = $1', companion)
+                using forget.queue;
         end if;
     end loop;
 end $$;
@@ -53,6 +60,11 @@ begin
         into claimed using put_away.msg_id, put_away.mark;
     if claimed is not null then
         perform queue_worker_data.forget(put_away.queue, array[put_away.msg_id]);
+        -- A batch that it was a member of goes on without it.
+        if pg_catalog.to_regprocedure('queue_worker_data.count_archived(text, bigint, boolean)') is not null then
+            execute 'select queue_worker_data.count_archived($1, $2, $3)'
+                using put_away.queue, put_away.msg_id, put_away.mark ? 'cancelled_at';
+        end if;
     end if;
     return claimed;
 exception when lock_not_available then
@@ -126,6 +138,7 @@ language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
     live constant regclass := pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || drop_queue.queue));
     waiting bigint;
+    companion text;
 begin
     perform queue_worker_data.check_queue_name(drop_queue.queue);
     if live is null and not exists (select from pgmq.meta m where m.queue_name = drop_queue.queue) then
@@ -145,7 +158,12 @@ begin
         perform queue_worker_data.busy(drop_queue.queue);
     end;
     perform queue_worker_data.forget(drop_queue.queue, null);
-    delete from queue_worker_data.queues q where q.queue = drop_queue.queue;
+    foreach companion in array array['queues', 'limits', 'unique_keys'] loop
+        if pg_catalog.to_regclass('queue_worker_data.' || companion) is not null then
+            execute pg_catalog.format('delete from queue_worker_data.%I c where c.queue = $1', companion)
+                using drop_queue.queue;
+        end if;
+    end loop;
     insert into queue_worker_data.audit (action, queue, detail)
         values ('drop_queue', drop_queue.queue, pg_catalog.jsonb_build_object('count', waiting));
 end $$;
@@ -194,6 +212,9 @@ declare
     one record;
     sent bigint := 0;
     fresh bigint;
+    fresh_at timestamptz;
+    keyed constant boolean := pg_catalog.to_regprocedure(
+        'queue_worker_data.key_follows(text, bigint, timestamptz, jsonb, bigint, timestamptz)') is not null;
 begin
     perform queue_worker_data.check_queue(redrive.queue);
     if not (per_second > 0 and per_second <= 1000000) then
@@ -215,8 +236,8 @@ begin
     loop
         execute pg_catalog.format(
             'insert into pgmq.%I (vt, message, headers) values ($3, $1, $2)
-             returning msg_id', 'q_' || redrive.queue)
-            into fresh using one.payload,
+             returning msg_id, enqueued_at', 'q_' || redrive.queue)
+            into fresh, fresh_at using one.payload,
                 pg_catalog.jsonb_build_object(
                     'key', redrive.queue || ':' || one.msg_id || ':'
                            || (extract(epoch from one.enqueued_at) * 1000000)::bigint,
@@ -225,6 +246,10 @@ begin
                         else '{}' end
                 || pg_catalog.jsonb_build_object('redriven_from', one.dead_id),
                 due;
+        if one.headers ? 'unique_key' and keyed then
+            execute 'select queue_worker_data.key_follows($1, $2, $3, $4, $5, $6)'
+                using redrive.queue, one.msg_id, one.enqueued_at, one.headers, fresh, fresh_at;
+        end if;
         update queue_worker_data.failures f set msg_id = fresh
             where f.queue = redrive.queue and f.msg_id = one.msg_id;
         delete from queue_worker_data.dead_letters d where d.dead_id = one.dead_id;

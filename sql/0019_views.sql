@@ -122,14 +122,6 @@ language sql stable set search_path = '' as $$
     order by a.audit_id desc limit list_audit.max_count;
 $$;
 
--- How far running messages say they are, one JSON object each.
-create function queue_worker.list_progress() returns setof jsonb
-language plpgsql stable set search_path = '' as $$
-begin
-    if pg_catalog.to_regclass('queue_worker.progress') is not null then
-        return query execute 'select pg_catalog.to_jsonb(p) from queue_worker.progress p';
-    end if;
-end $$;
 
 -- ---------------------------------------------------------------------------------------------------- diagnosis
 

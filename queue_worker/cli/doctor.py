@@ -6,6 +6,7 @@ import typer
 
 from queue_worker.cli import common
 from queue_worker.cli.common import AsJson
+from queue_worker.cli.database import database
 from queue_worker.cli.failure import FAILED
 from queue_worker.cli.output import print_json
 from queue_worker.log import escape
@@ -19,13 +20,9 @@ def register(app: typer.Typer) -> None:
 def doctor(as_json: AsJson = False) -> int:
     """Look for what is wrong with the database and the queues; the exit code is 1 if something is."""
     from queue_worker.doctor import examine
-    from queue_worker.service import open_database
 
-    opened = open_database(common.settings())
-    try:
-        findings = examine(opened.transport())
-    finally:
-        opened.close()
+    with database(common.settings()) as operator:
+        findings = examine(operator.transport)
     if as_json:
         print_json({"healthy": not findings, "findings": [one._asdict() for one in findings]})
     elif not findings:

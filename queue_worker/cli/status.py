@@ -12,7 +12,7 @@ import typer
 from queue_worker.cli import common
 from queue_worker.cli.common import AsJson, QueueName
 from queue_worker.cli.database import Operator, database
-from queue_worker.cli.failure import say
+from queue_worker.cli.failure import no_function, say
 from queue_worker.cli.output import (
     first_line,
     moment,
@@ -24,7 +24,7 @@ from queue_worker.cli.output import (
     span,
 )
 from queue_worker.cli.values import one_id, queue_name
-from queue_worker.errors import TransportUnavailable, UsageError
+from queue_worker.errors import CallRefused, TransportUnavailable, UsageError
 
 _REFRESH = 2.0
 _QUEUE_COLUMNS = ("queue", "waiting", "delayed", "running", "dead", "oldest", "paused", "limits")
@@ -56,8 +56,17 @@ def _look(operator: Operator) -> dict[str, list[dict[str, Any]]]:
     return {
         "queues": operator.call("list_queues"),
         "workers": operator.call("list_workers"),
-        "progress": [next(iter(row.values())) for row in operator.call("list_progress")],
+        "progress": _list_progress(operator),
     }
+
+
+def _list_progress(operator: Operator) -> list[dict[str, Any]]:
+    try:
+        return operator.call("list_progress")
+    except CallRefused as error:
+        if no_function(error):
+            return []
+        raise
 
 
 def _shown(queues: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[Any, ...]]]:

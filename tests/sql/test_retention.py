@@ -193,3 +193,16 @@ def read(engine: Engine) -> int:
             "select seq_tup_read + coalesce(idx_tup_fetch, 0) from pg_stat_user_tables where relname = 'a_work'"
         )
     )
+
+
+def test_a_tuned_queue_is_vacuumed_by_its_dead_rows_not_by_its_length(engine: Engine) -> None:
+    def options() -> list[str]:
+        return engine.value("select coalesce(reloptions, '{}') from pg_class where oid = 'pgmq.q_work'::regclass")
+
+    engine.rows("alter table pgmq.q_work reset (autovacuum_vacuum_scale_factor, autovacuum_vacuum_threshold)")
+    engine.rows("select queue_worker_data.tune('work')")
+    tuned = ["autovacuum_vacuum_scale_factor=0.01", "autovacuum_vacuum_threshold=5000"]
+    assert options() == tuned
+    engine.rows("alter table pgmq.q_work set (autovacuum_vacuum_scale_factor = 0.5)")
+    engine.rows("select queue_worker_data.tune('work')")
+    assert "autovacuum_vacuum_scale_factor=0.5" in options()
