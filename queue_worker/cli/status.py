@@ -143,7 +143,11 @@ def _print(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _progress(found: dict[str, list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
-    return [tuple(one.get(column) for column in _PROGRESS_COLUMNS) for one in found["progress"]]
+    return [tuple(_whole(one.get(column)) for column in _PROGRESS_COLUMNS) for one in found["progress"]]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _watch(operator: Operator, as_json: bool) -> None:

@@ -146,8 +146,8 @@ def test_status_shows_limits_breakers_and_progress_where_there_are_any(post: Pro
     # A stand-in for the part that keeps it.
     db.execute("drop function if exists queue_worker.list_progress()")
     db.execute(
-        "create function queue_worker.list_progress() returns table (queue text, msg_id bigint, done float8, total float8,"
-        " note text, at timestamptz) language sql as $$ select 'post', 7, 3.5, 10, 'third page', now() $$"
+        "create function queue_worker.list_progress() returns table (queue text, msg_id bigint, done float8,"
+        " total float8, note text, at timestamptz) language sql as $$ select 'post', 7, 3.5, 10, 'third page', now() $$"
     )
     shown = post.ok("status").out
     assert "100 per 60 s, 5 at once, 1 at once per group, ordered" in shown

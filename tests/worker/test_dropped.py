@@ -36,13 +36,15 @@ def test_a_queue_dropped_under_load_degrades_alone_and_recovers(dsn: str, engine
 def test_a_renamed_table_is_a_missing_queue_until_it_has_its_name_again(dsn: str, engine: Engine) -> None:
     other = Engine(engine.connection, "other").create()
     with events.capture() as heard, running(dsn, app_of(lambda job: None, "work", "other")):
+        engine.send()
+        wait_until(lambda: engine.count("archive") == 1)
         engine.rows("alter table pgmq.q_work rename to q_moved")
         engine.rows("insert into pgmq.q_moved (vt, message) values (now(), '{}')")
         wait_until(lambda: told(heard))
         other.send()
         wait_until(lambda: other.count("archive") == 1)
         engine.rows("alter table pgmq.q_moved rename to q_work")
-        wait_until(lambda: engine.count("archive") == 1)
+        wait_until(lambda: engine.count("archive") == 2)
         wait_until(lambda: told(heard) == [("queue.missing", "work"), ("queue.back", "work")])
 
 
