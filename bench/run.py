@@ -12,6 +12,7 @@ RUNS = (
     ("pickup.py",),
     ("idle.py",),
     ("mail.py",),
+    ("retention.py",),
 )
 
 

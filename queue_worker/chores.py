@@ -12,8 +12,11 @@ from queue_worker.transport import Transport
 
 _FIRST_SECONDS = 60.0
 _EVERY_SECONDS = 600.0
-_BUDGET_SECONDS = 10.0
+_BUDGET_SECONDS = 60.0
 """Longest that one chore goes on in one round."""
+
+_REST = 3.0
+"""Rest after each step, in lengths of the step: a quarter of one connection's time is all that chores take."""
 
 Chore = Callable[[Transport], bool]
 """Does a little of its work; True when there is more."""
@@ -31,20 +34,28 @@ class Housekeeper:
         """Work until `stop`; a chore that fails never keeps the others from theirs."""
         pause = _FIRST_SECONDS
         while not self._ending.wait(pause):
-            for chore in self._chores:
-                self._do(chore)
-            self._transport.close()
+            self.work()
             pause = _EVERY_SECONDS
+
+    def work(self) -> None:
+        """Do each chore once, as far as its time goes."""
+        for chore in self._chores:
+            self._do(chore)
+        self._transport.close()
 
     def stop(self) -> None:
         """End `run` after the step under way."""
         self._ending.set()
 
     def _do(self, chore: Chore) -> None:
-        end = time.monotonic() + _BUDGET_SECONDS
+        start = time.monotonic()
+        end = start + _BUDGET_SECONDS
         try:
-            while chore(self._transport) and time.monotonic() < end and not self._ending.is_set():
-                pass
+            # It rests in between: messages go first.
+            while chore(self._transport) and time.monotonic() < end:
+                if self._ending.wait((time.monotonic() - start) * _REST):
+                    return
+                start = time.monotonic()
         except TransportUnavailable:
             # The loops report the outage.
             return

@@ -93,7 +93,9 @@ class QueueOptions(BaseModel):
     archive_days: int = Field(
         7, ge=0, le=36_500, description="Days that done messages stay in the archive (payments: 365)"
     )
-    failure_days: int = Field(30, ge=0, le=36_500, description="Days that the history of failed attempts is kept")
+    failure_days: int = Field(
+        30, ge=0, le=36_500, description="Days that the history of failed attempts is kept (0: for ever)"
+    )
     dead_days: int = Field(
         0, ge=0, le=36_500, description="Days that dead letters are kept (0: until somebody discards them)"
     )

@@ -14,8 +14,8 @@ from queue_worker import embedded, events
 from queue_worker._version import __version__
 from queue_worker.broker import Broker, DatabaseContext
 from queue_worker.builtin import builtin_processors
-from queue_worker.chores import Chore, Housekeeper
-from queue_worker.config import QueueOptions, Settings
+from queue_worker.chores import Housekeeper
+from queue_worker.config import Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
 from queue_worker.health import HealthFile, alive
@@ -26,8 +26,8 @@ from queue_worker.retry import RetryPolicy
 from queue_worker.startup import prepare
 from queue_worker.supervisor import Side, Signals, Supervisor
 from queue_worker.suspects import SuspectGate
-from queue_worker.transport import Transport
 from queue_worker.transport.database import PostgresDatabase
+from queue_worker.upkeep import queue_chores, shared_chores
 from queue_worker.worker import QueueWorker
 
 
@@ -181,7 +181,8 @@ class Service:
         side: dict[str, Side] = {
             "housekeeper": Housekeeper(
                 self.database.transport(),
-                [chore for queue, options in self.options.items() for chore in _chores(queue, options)],
+                [chore for queue, options in self.options.items() for chore in queue_chores(queue, options)]
+                + shared_chores(),
             )
         }
         if self._listener is not None:
@@ -255,26 +256,6 @@ class Service:
         if self._listener is not None:
             self._listener.close()
         self._health.remove()
-
-
-_PRUNED_AT_ONCE = 5000
-_RESENT_AT_ONCE = 1000
-
-
-def _chores(queue: str, options: QueueOptions) -> list[Chore]:
-    """Return what is to be done for a queue now and then."""
-
-    def prune(transport: Transport) -> bool:
-        age = options.archive_days * 86_400.0
-        params = {"queue": queue, "archive_seconds": age, "max_count": _PRUNED_AT_ONCE}
-        rows = transport.call("queue_worker.prune", params).rows
-        return bool(rows) and rows[0][0] >= _PRUNED_AT_ONCE
-
-    def resend(transport: Transport) -> bool:
-        rows = transport.call("queue_worker.resend_unsent", {"queue": queue, "max_count": _RESENT_AT_ONCE}).rows
-        return bool(rows) and rows[0][0] >= _RESENT_AT_ONCE
-
-    return [prune, resend]
 
 
 def tell_pm2_ready() -> None:

@@ -18,7 +18,7 @@ class Operator:
     """Calls SQL functions over one connection."""
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        self.transport = transport
 
     def call(self, function: str, /, **params: Any) -> list[dict[str, Any]]:
         """Call a function of schema `queue_worker`; returns its rows.
@@ -26,7 +26,7 @@ class Operator:
         Raises QueueNotFound, another CallRefused, or TransportUnavailable.
         """
         try:
-            return self._transport.call(f"queue_worker.{function}", params).dicts()
+            return self.transport.call(f"queue_worker.{function}", params).dicts()
         except CallRefused as error:
             if error.sqlstate == UNDEFINED_TABLE and "queue" in params:
                 self.queue(params["queue"])

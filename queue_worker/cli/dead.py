@@ -1,4 +1,4 @@
-"""Commands about dead letters: dead list, dead show, retry, clear."""
+"""Commands about dead letters: dead list, dead show, dead edit, retry, clear."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import typer
 from queue_worker.cli import common
 from queue_worker.cli.application import load_app
 from queue_worker.cli.common import AsJson, QueueName
+from queue_worker.cli.confirm import Yes, confirmed
 from queue_worker.cli.database import Operator, database
+from queue_worker.cli.editor import edited
 from queue_worker.cli.output import first_line, print_fields, print_json, print_table
-from queue_worker.cli.values import ids, one_id
+from queue_worker.cli.values import ids, json_text, json_type, one_id, parse_json
 from queue_worker.config import Settings
 from queue_worker.errors import ConfigError, UsageError
 from queue_worker.transport import BigInts
+
+DeadId = Annotated[str, typer.Argument(metavar="DEAD_ID", help="Its dead_id.", show_default=False)]
 
 _CHUNK = 1000
 
@@ -26,6 +30,7 @@ def register(app: typer.Typer) -> None:
     group = common.group("dead", "Look at dead letters: messages that were given up.")
     common.command(group, "list")(list_dead)
     common.command(group, "show")(show_dead)
+    common.command(group, "edit")(edit_dead)
     common.command(app, "retry")(retry)
     common.command(app, "clear")(clear)
 
@@ -53,7 +58,7 @@ def list_dead(
 
 def show_dead(
     queue: QueueName,
-    dead_id: Annotated[str, typer.Argument(metavar="DEAD_ID", help="Its dead_id.", show_default=False)],
+    dead_id: DeadId,
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter with its payload and its error."""
@@ -64,6 +69,41 @@ def show_dead(
         print_json(row)
     else:
         print_fields({name: value for name, value in row.items() if value is not None})
+
+
+def edit_dead(
+    queue: QueueName,
+    dead_id: DeadId,
+    payload: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[JSON|-|@FILE]",
+            help="Its new payload; - reads it from standard input (default: opens $EDITOR).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the payload of a dead letter; `retry` then sends it."""
+    number = one_id(dead_id)
+    if payload is None and not sys.stdin.isatty():
+        raise UsageError("give the new payload: JSON, - for standard input, or @FILE")
+    value = None if payload is None else parse_json(*json_text(payload))
+    with database(common.settings()) as operator:
+        [row] = _named(operator, queue, [number])
+        if value is None:
+            value = edited(row["payload"])
+        changed = value != row["payload"]
+        if not isinstance(value, dict):
+            raise UsageError(f"a payload is a JSON object, not {json_type(value)}")
+        if changed and not operator.value("edit_dead", queue=queue, dead_id=number, payload=value):
+            raise UsageError(f"dead letter {number} of queue {queue!r} was sent again or deleted meanwhile")
+    if as_json:
+        print_json({"queue": queue, "dead_id": number, "changed": changed})
+    elif changed:
+        print(f"dead letter {number} changed; `queue-worker retry {queue} {number}` sends it")
+    else:
+        print("nothing changed")
 
 
 def _named(operator: Operator, queue: str, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -85,18 +125,26 @@ def retry(
         list[str] | None,
         typer.Argument(metavar="[DEAD_ID]...", help="Which (default: all of the queue).", show_default=False),
     ] = None,
+    first: Annotated[
+        int | None, typer.Option("--first", metavar="N", min=1, help="Only the oldest N.", show_default=False)
+    ] = None,
+    per_second: Annotated[
+        float | None,
+        typer.Option("--per-second", metavar="R", help="Spread them, so many a second.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Send dead letters again, with all their attempts anew."""
     settings = common.settings()
     numbers = ids(dead_ids or [])
+    if numbers and first is not None:
+        raise UsageError("give ids or --first, not both")
     with database(settings) as operator:
         if numbers:
             _named(operator, queue, numbers)
-            count = operator.value("redrive", queue=queue, dead_ids=BigInts(numbers))
         else:
             operator.queue(queue)
-            count = _redrive_all(operator, queue)
+        count = _redrive(operator, queue, numbers, first, per_second)
     attempts, delays = _policy(settings, queue)
     if as_json:
         print_json({"queue": queue, "retried": count, "max_attempts": attempts, "delays": delays})
@@ -110,14 +158,25 @@ def retry(
         print(f"{letters} of queue {queue!r} sent again: {runs} each, {series_text(delays)}")
 
 
-def _redrive_all(operator: Operator, queue: str) -> int:
-    """Send all dead letters of a queue again, in calls short enough for any statement timeout; returns how many."""
+def _redrive(
+    operator: Operator, queue: str, numbers: Sequence[int], first: int | None, per_second: float | None
+) -> int:
+    """Send dead letters again (no numbers: all, or the first so many), in calls short enough for any statement timeout.
+
+    Returns how many.
+    """
+    most = len(numbers) or first
+    options: dict[str, Any] = {"dead_ids": BigInts(numbers)} if numbers else {}
+    if per_second is not None:
+        options["per_second"] = per_second
     total = 0
-    while True:
-        count = int(operator.value("redrive", queue=queue, max_count=_CHUNK))
+    while most is None or total < most:
+        step = _CHUNK if most is None else min(_CHUNK, most - total)
+        count = int(operator.value("redrive", queue=queue, max_count=step, **options))
+        if count == 0:
+            break
         total += count
-        if count < _CHUNK:
-            return total
+    return total
 
 
 def _policy(settings: Settings, queue: str) -> tuple[int, list[float] | None]:
@@ -136,22 +195,17 @@ def _policy(settings: Settings, queue: str) -> tuple[int, list[float] | None]:
     return options.max_attempts, RetryPolicy.from_options(options).series()
 
 
-def clear(
-    queue: QueueName,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
+def clear(queue: QueueName, yes: Yes = False, as_json: AsJson = False) -> None:
     """Delete the dead letters of a queue for good."""
+    gone = None
     with database(common.settings()) as operator:
         count = operator.queue(queue)["dead"] or 0
         letters = "1 dead letter" if count == 1 else f"{count} dead letters"
-        if count == 0:
-            print(f"queue {queue!r} has no dead letters")
-            return
-        if not yes:
-            if not sys.stdin.isatty():
-                raise UsageError(f"clear deletes {letters} of queue {queue!r} for good: say so with --yes")
-            if not typer.confirm(f"Delete {letters} of queue {queue!r} for good?", err=True):
-                print("nothing deleted")
-                return
-        gone = operator.value("discard", queue=queue)
-    print(f"{gone} deleted from queue {queue!r}")
+        if count and confirmed("clear", f"{letters} of queue {queue!r}", yes):
+            gone = int(operator.value("discard", queue=queue))
+    if as_json:
+        print_json({"queue": queue, "deleted": gone or 0})
+    elif count == 0:
+        print(f"queue {queue!r} has no dead letters")
+    else:
+        print("nothing deleted" if gone is None else f"{gone} deleted from queue {queue!r}")

@@ -56,8 +56,13 @@ def _usage(error: typer.TyperException) -> str:
     return f"{text.rstrip('.')}; see {context.command_path} --help"
 
 
+def no_function(error: CallRefused) -> bool:
+    """Whether the database has no such function: its schema is older than this program, or not there."""
+    return error.sqlstate in _NO_SCHEMA
+
+
 def _refused(error: CallRefused) -> tuple[int, str]:
-    if error.sqlstate in _NO_SCHEMA:
+    if no_function(error):
         return CONFIGURATION, f"the database lacks a function of this version ({error}): run `queue-worker migrate`"
     if error.sqlstate == _DENIED:
         return CONFIGURATION, f"the database role may not do this: {error}"

@@ -88,6 +88,9 @@ def _wait(operator: Operator, msg_id: int, seconds: int) -> int:
         if row["state"] in ("archived", "deleted"):
             print("sent")
             return 0
+        if row["state"] == "cancelled":
+            print("cancelled by a person")
+            return FAILED
         if row["state"] == "dead":
             print(f"dead letter {row['dead_id']}: `queue-worker dead show email {row['dead_id']}` shows all of it")
             return FAILED

@@ -15,9 +15,11 @@ from loguru import logger
 from queue_worker.cli.common import common, root
 from queue_worker.cli.dead import register as dead
 from queue_worker.cli.demo import register as demo
+from queue_worker.cli.doctor import register as doctor
 from queue_worker.cli.failure import FAILED, expected, explain, say, show_traceback
 from queue_worker.cli.limits import register as limits
 from queue_worker.cli.mail import register as mail
+from queue_worker.cli.operate import register as operate
 from queue_worker.cli.payments import register as payments
 from queue_worker.cli.produce import register as produce
 from queue_worker.cli.queues import register as queues
@@ -26,7 +28,7 @@ from queue_worker.cli.start import register as start
 from queue_worker.cli.status import register as status
 
 # The order of `queue-worker --help`.
-for _register in (demo, start, setup, produce, status, dead, queues, limits, mail, payments):
+for _register in (demo, start, setup, doctor, produce, status, dead, operate, queues, limits, mail, payments):
     _register(root)
 
 

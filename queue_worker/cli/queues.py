@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from queue_worker.cli import common
-from queue_worker.cli.common import QueueName
+from queue_worker.cli.common import AsJson, QueueName
 from queue_worker.cli.database import database
+from queue_worker.cli.output import print_json
 from queue_worker.cli.values import queue_name
 
 
@@ -19,12 +20,21 @@ def register(app: typer.Typer) -> None:
     common.command(app, "resume")(resume)
 
 
-def create(queue: QueueName) -> None:
+def create(
+    queue: QueueName,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Messages with the same group key run one after the other.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Make a queue, if it is not there."""
     queue_name(queue)
     with database(common.settings()) as operator:
-        operator.call("create_queue", queue=queue)
-    print(f"queue {queue!r} is ready")
+        operator.call("create_queue", queue=queue, **({"ordered": True} if ordered else {}))
+    if as_json:
+        print_json({"queue": queue, "ordered": ordered})
+    else:
+        print(f"queue {queue!r} is ready")
 
 
 def pause(

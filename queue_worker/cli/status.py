@@ -12,7 +12,7 @@ import typer
 from queue_worker.cli import common
 from queue_worker.cli.common import AsJson, QueueName
 from queue_worker.cli.database import Operator, database
-from queue_worker.cli.failure import say
+from queue_worker.cli.failure import no_function, say
 from queue_worker.cli.output import (
     first_line,
     moment,
@@ -24,10 +24,11 @@ from queue_worker.cli.output import (
     span,
 )
 from queue_worker.cli.values import one_id, queue_name
-from queue_worker.errors import TransportUnavailable, UsageError
+from queue_worker.errors import CallRefused, TransportUnavailable, UsageError
 
 _REFRESH = 2.0
-_QUEUE_COLUMNS = ("queue", "waiting", "delayed", "running", "dead", "oldest", "paused")
+_QUEUE_COLUMNS = ("queue", "waiting", "delayed", "running", "dead", "oldest", "paused", "limits")
+_PROGRESS_COLUMNS = ("queue", "msg_id", "done", "total", "note")
 _WORKER_COLUMNS = ("worker", "version", "queues", "busy", "slots", "alive", "last seen")
 
 
@@ -52,7 +53,48 @@ def status(
 
 
 def _look(operator: Operator) -> dict[str, list[dict[str, Any]]]:
-    return {"queues": operator.call("list_queues"), "workers": operator.call("list_workers")}
+    return {
+        "queues": operator.call("list_queues"),
+        "workers": operator.call("list_workers"),
+        "progress": _list_progress(operator),
+    }
+
+
+def _list_progress(operator: Operator) -> list[dict[str, Any]]:
+    try:
+        return operator.call("list_progress")
+    except CallRefused as error:
+        if no_function(error):
+            return []
+        raise
+
+
+def _shown(queues: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return the columns and rows to show: without the limits where no queue has any."""
+    shown = len(_QUEUE_COLUMNS) if any(row[-1] for row in queues) else len(_QUEUE_COLUMNS) - 1
+    return list(_QUEUE_COLUMNS[:shown]), [row[:shown] for row in queues]
+
+
+def _paused(queue: dict[str, Any]) -> str:
+    """Return since when and why a queue is paused, by a person or by its breaker."""
+    person = [moment(queue["paused_at"]), queue["pause_reason"]]
+    until = queue["broken_until"]
+    breaker = ["until", moment(until), queue["broken_reason"]] if until else []
+    return " ".join(word for word in (*person, *breaker) if word)
+
+
+def _limits(queue: dict[str, Any]) -> str:
+    """Return the limits of a queue in words; an empty string where there are none."""
+    words = []
+    if queue["rate_count"] is not None:
+        words.append(f"{queue['rate_count']} per {queue['rate_seconds']} s")
+    if queue["fleet"] is not None:
+        words.append(f"{queue['fleet']} at once")
+    if queue["per_group"] is not None:
+        words.append(f"{queue['per_group']} at once per group")
+    if queue["ordered"]:
+        words.append("ordered")
+    return ", ".join(words)
 
 
 def _rows(found: dict[str, list[dict[str, Any]]]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
@@ -64,7 +106,8 @@ def _rows(found: dict[str, list[dict[str, Any]]]) -> tuple[list[tuple[Any, ...]]
             one["running"],
             one["dead"],
             span(one["oldest_seconds"]),
-            " ".join(filter(None, (moment(one["paused_at"]), one["pause_reason"]))),
+            _paused(one),
+            _limits(one),
         )
         for one in found["queues"]
     ]
@@ -86,7 +129,7 @@ def _rows(found: dict[str, list[dict[str, Any]]]) -> tuple[list[tuple[Any, ...]]
 def _print(found: dict[str, list[dict[str, Any]]]) -> None:
     queues, workers = _rows(found)
     if queues:
-        print_table(_QUEUE_COLUMNS, queues)
+        print_table(*_shown(queues))
     else:
         print("no queues; `queue-worker create NAME` makes one")
     print()
@@ -94,6 +137,17 @@ def _print(found: dict[str, list[dict[str, Any]]]) -> None:
         print_table(_WORKER_COLUMNS, workers)
     else:
         print("no workers")
+    if found["progress"]:
+        print()
+        print_table(_PROGRESS_COLUMNS, _progress(found))
+
+
+def _progress(found: dict[str, list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
+    return [tuple(_whole(one.get(column)) for column in _PROGRESS_COLUMNS) for one in found["progress"]]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _watch(operator: Operator, as_json: bool) -> None:
@@ -109,7 +163,7 @@ def _watch(operator: Operator, as_json: bool) -> None:
                 else:
                     queues, _ = _rows(found)
                     now = datetime.now().astimezone()
-                    print("\n".join(plain_table(_QUEUE_COLUMNS, queues, moment(now))), flush=True)
+                    print("\n".join(plain_table(*_shown(queues), moment(now))), flush=True)
             except TransportUnavailable as error:
                 say(f"the database cannot be reached: {error}")
             threading.Event().wait(_REFRESH)
@@ -126,12 +180,14 @@ def _watch_live(operator: Operator) -> None:
         while True:
             stamp = moment(datetime.now().astimezone())
             try:
-                queues, workers = _rows(_look(operator))
+                found = _look(operator)
+                queues, workers = _rows(found)
                 live.update(
                     Group(
                         Text(f"{stamp}   every {_REFRESH:g} s, Ctrl+C ends"),
-                        rich_table(_QUEUE_COLUMNS, queues),
+                        rich_table(*_shown(queues)),
                         rich_table(_WORKER_COLUMNS, workers),
+                        *([rich_table(_PROGRESS_COLUMNS, _progress(found))] if found["progress"] else []),
                     ),
                     refresh=True,
                 )
