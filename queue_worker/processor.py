@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from queue_worker.config import DECORATOR_OPTIONS, check_queue_name
 from queue_worker.errors import ConfigError, InvalidPayload
 from queue_worker.message import Message
+from queue_worker.schedule_definition import Scheduling
 
 P = TypeVar("P")
 
@@ -165,10 +166,11 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-class App:
-    """The registry of processors that `queue-worker start --app module:app` runs."""
+class App(Scheduling):
+    """The registry of processors and schedules that `queue-worker start --app module:app` runs."""
 
     def __init__(self, *, builtins: bool = True) -> None:
+        super().__init__()
         self.builtins = builtins
         self.processors: dict[str, Processor] = {}
 
