@@ -116,15 +116,12 @@ class Scheduler:
     def _serve(self, row: dict[str, Any]) -> bool:
         """Move one schedule on; returns whether anything was done, by us or by somebody else."""
         try:
-            fires, after = plan(row)
+            steps = plan(row)
         except Exception as error:  # a bug in the calculation of one schedule must not end them all
             text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             return self._fail(row, text)
-        if after is None:
-            return self._fail(row, "this time never comes")
         seen = row["next_fire_at"]
-        steps: list[tuple[datetime | None, datetime]] = list(zip(fires, [*fires[1:], after], strict=True))
-        for at, following in steps or [(None, after)]:
+        for at, following in steps:
             outcome = self._fire(row, seen, at, following)
             if outcome not in _MOVED:
                 return outcome not in ("locked", "early")
@@ -161,19 +158,22 @@ class Scheduler:
         return self._transport.call(f"queue_worker.{function}", params).dicts()
 
 
-def plan(row: dict[str, Any]) -> tuple[list[datetime], datetime | None]:
-    """Return the times of a schedule that are to be fired now, and the first one after them.
+def plan(row: dict[str, Any]) -> list[tuple[datetime | None, datetime]]:
+    """Return the steps that bring a schedule up to now: a time to fire (None: none), and the next one after it.
 
     `row` is one of SQL `due_schedules`; its `now` is the only clock. Raises ValueError for a bad cron text or zone.
     """
     rule: Rule = rule_of(row["cron"], row["timezone"], row["from_at"])
     first: datetime | None = row["next_fire_at"]
     now: datetime = row["now"]
+    following = rule.after(row["from_at"] if first is None else now)
+    if following is None:
+        raise ValueError(f"{row['cron']!r} has no time left")
     if first is None:
-        return [], rule.after(row["from_at"])
+        return [(None, following)]
     limit = row["misfire_limit"] if row["misfire"] == "all" else 1
     # The stored time is a promise, also where a newer time zone database would not make it again.
     due = [first, *latest(rule, first, now, limit)][-limit:]
     if row["misfire"] == "skip" and now - due[-1] > SKIP_AFTER:
-        due = []
-    return due, rule.after(now)
+        return [(None, following)]
+    return list(zip(due, [*due[1:], following], strict=True))

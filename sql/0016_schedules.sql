@@ -314,7 +314,7 @@ end $$;
 
 create view queue_worker.schedules with (security_invoker = true) as
     select name, queue, cron, timezone, misfire, payload, options, enabled, last_fire_at, next_fire_at, last_msg_id,
-           error, updated_at, misfire_limit
+           error, updated_at, misfire_limit, from_at
     from queue_worker_data.schedules;
 
 create function queue_worker.list_schedules() returns setof queue_worker.schedules

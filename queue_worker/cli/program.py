@@ -19,12 +19,13 @@ from queue_worker.cli.failure import FAILED, expected, explain, say, show_traceb
 from queue_worker.cli.mail import register as mail
 from queue_worker.cli.produce import register as produce
 from queue_worker.cli.queues import register as queues
+from queue_worker.cli.schedule import register as schedule
 from queue_worker.cli.setup import register as setup
 from queue_worker.cli.start import register as start
 from queue_worker.cli.status import register as status
 
 # The order of `queue-worker --help`.
-for _register in (demo, start, setup, produce, status, dead, queues, mail):
+for _register in (demo, start, setup, produce, status, dead, queues, schedule, mail):
     _register(root)
 
 

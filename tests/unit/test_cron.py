@@ -209,7 +209,8 @@ def weekdays(text: str) -> set[str]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0", "Sun"), ("7", "Sun"), ("1", "Mon"), ("6", "Sat"), ("sun", "Sun"), ("MON", "Mon"), ("1-5", "Mon Tue Wed Thu Fri"),
+        ("0", "Sun"), ("7", "Sun"), ("1", "Mon"), ("6", "Sat"), ("sun", "Sun"), ("MON", "Mon"),
+        ("1-5", "Mon Tue Wed Thu Fri"),
         ("mon-fri", "Mon Tue Wed Thu Fri"), ("5-7", "Fri Sat Sun"), ("0-1", "Sun Mon"), ("fri-mon", "Fri Sat Sun Mon"),
         ("*/2", "Sun Tue Thu Sat"), ("1-5/2", "Mon Wed Fri"), ("mon-fri/2", "Mon Wed Fri"), ("0,3", "Sun Wed"),
         ("sat,sun", "Sat Sun"), ("*", "Mon Tue Wed Thu Fri Sat Sun"), ("?", "Mon Tue Wed Thu Fri Sat Sun"),
@@ -276,7 +277,8 @@ def test_an_interval_keeps_its_grid_for_decades(seconds: int, passed: int, part:
         ("0 24 * * *", "hour '24' is not 0 to 23"), ("0 0 0 * *", "day of month '0' is not 1 to 31"),
         ("0 0 * 13 *", "month '13' is not 1 to 12"), ("0 0 * * 8", "day of week '8' is not 0 to 7"),
         ("0 0 * foo *", "month 'foo' is not"), ("0 0 * * mon#2", "'mon#2' is not understood"),
-        ("5-1 * * * *", "minute '5-1' runs backwards"), ("0 0 30 2 *", "never fire"), ("*/90 * * * *", "every 90 minutes"),
+        ("5-1 * * * *", "minute '5-1' runs backwards"), ("0 0 30 2 *", "never fire"),
+        ("*/90 * * * *", "every 90 minutes"),
         ("*/0 * * * *", "a step of 0"), ("@reboot", "@daily"), ("every", "every 10 minutes"), ("every 0s", "1 second"),
         ("every 999999999w", "366 days"), ("every day", "every 10 minutes"), ("0 0 1,,2 * *", "'' is not understood"),
         ("jan-mar * * * *", "minute 'jan' is not"), ("*-5 * * * *", "'*-5' is not understood"),
