@@ -100,20 +100,19 @@ def test_an_error_is_shown_in_the_list(reports: Program, db: psycopg.Connection[
             "time zone 'Mars' is not known; use a name such as",
         ),
         (["s", "reports", "--cron", "@daily", "--misfire", "never"], "misfire 'never' is not one of skip, once, all"),
-        (["s", "reports", "--cron", "@daily", "--misfire-limit", "0"], "misfire_limit 0 is not 1 to 1000"),
-        (["a b", "reports", "--cron", "@daily"], "schedule name 'a b': use 1 to 100 of"),
         (["s", "reports", "[1]", "--cron", "@daily"], "the payload must be a JSON object"),
         (["s", "report", "--cron", "@daily"], "queue 'report' does not exist; did you mean reports?"),
         (["s", "reports", "--every", "10 parsecs"], "'every 10 parsecs': write an interval such as"),
-        (["s", "reports", "--every", "0"], "'every 0s': an interval is 1 second to 366 days"),
         (["s", "reports", "--cron", "@daily", "--max-attempts", "0"], "schedule 's': max_attempts must be 1 to 1000"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_made(reports: Program, arguments: list[str], line: str) -> None:
+def test_a_mistake_is_one_line_and_nothing_is_made(
+    reports: Program, db: psycopg.Connection[tuple], arguments: list[str], line: str
+) -> None:
     done = reports("schedule", "add", *arguments)
     assert done.code == 2
     assert done.line.startswith(line)
-    assert reports.ok("schedule", "list", "--json").json == []
+    assert db.execute("select name from queue_worker.schedules").fetchall() == []
 
 
 @pytest.mark.parametrize("command", ["remove", "run", "pause", "resume"])

@@ -276,7 +276,8 @@ def test_eight_schedulers_and_two_hundred_ticks_make_two_hundred_messages(engine
         thread.join(100)
     assert engine.count("queue") == 200
     per_schedule = engine.rows(
-        "select headers ->> 'schedule' as name, count(distinct headers ->> 'scheduled_for') as n from pgmq.q_work group by 1"
+        "select headers ->> 'schedule' as name, count(distinct headers ->> 'scheduled_for') as n from pgmq.q_work"
+        " group by 1"
     )
     assert sorted((one.name, one.n) for one in per_schedule) == [(f"s{n}", 20) for n in range(10)]
 
