@@ -95,6 +95,7 @@ class Fields(BaseSettings):
     app: str | None = Field(None, description="The user's app as module:name, for example mypkg.jobs:app")
     only: Names = Field((), description="Run these queues only, for example email,reports (empty: all)")
     burst: bool = Field(False, description="Stop when the queues are empty")
+    scheduler: bool = Field(True, description="Fire schedules in this process too (not with burst)")
     migrate: bool = Field(False, description="Apply missing migrations at the start")
     grace_seconds: float = Field(
         25.0, ge=0, le=3600, description="How long running handlers may finish after the first stop signal, seconds"

@@ -37,6 +37,8 @@ LINES = {
     "breaker.closed": ("INFO", "the queue goes on: a trial succeeded"),
     "worker.stuck": ("ERROR", "every slot is held by a handler that outlived its time limit: recycling"),
     "migrate": ("INFO", "migrate"),
+    "schedule.fired": ("INFO", "scheduled message sent"),
+    "schedule.error": ("WARNING", "schedule failed"),
     "chore.error": ("WARNING", "housekeeping failed"),
     "keeper.error": ("WARNING", "leases could not be extended"),
 }

@@ -17,6 +17,7 @@ from queue_worker.config import check_option, check_queue_name
 from queue_worker.errors import ConfigError
 from queue_worker.message import Message
 from queue_worker.payloads import Payloads
+from queue_worker.schedule_definition import Scheduling
 
 P = TypeVar("P")
 
@@ -152,10 +153,11 @@ class Processor:
         return self._payloads.parse(body)
 
 
-class App:
-    """The registry of processors that `queue-worker start --app module:app` runs."""
+class App(Scheduling):
+    """The registry of processors and schedules that `queue-worker start --app module:app` runs."""
 
     def __init__(self, *, builtins: bool = True) -> None:
+        super().__init__()
         self.builtins = builtins
         self.processors: dict[str, Processor] = {}
         self.error_callbacks: list[ErrorCallback] = []

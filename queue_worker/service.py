@@ -20,9 +20,10 @@ from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
 from queue_worker.health import HealthFile, alive
 from queue_worker.lease import LeaseKeeper
-from queue_worker.listening import Listening
+from queue_worker.listening import Listening, Sleeper
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
+from queue_worker.schedule import Scheduler
 from queue_worker.startup import prepare
 from queue_worker.supervisor import Side, Signals, Supervisor
 from queue_worker.suspects import SuspectGate
@@ -95,7 +96,9 @@ class Service:
     def __init__(self, settings: Settings, app: App | None = None) -> None:
         self.settings = settings
         self.database = open_database(settings)
-        self.processors = processors_of(settings, app or App())
+        app = app or App()
+        self.processors = processors_of(settings, app)
+        self._schedules = list(app.schedules.values())
         self.options = {one.queue: settings.options_for(one.queue, one.options) for one in self.processors}
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.workers: list[QueueWorker] = []
@@ -185,8 +188,13 @@ class Service:
                 + shared_chores(),
             )
         }
+        sleepers: list[Sleeper] = [*self.workers]
+        if self.settings.scheduler and not self.settings.burst:
+            scheduler = Scheduler(self.database.transport(), self._schedules)
+            side["scheduler"] = scheduler
+            sleepers.append(scheduler)
         if self._listener is not None:
-            side["listener"] = Listening(self._listener, self.workers)
+            side["listener"] = Listening(self._listener, sleepers)
         supervisor = Supervisor(
             self.workers,
             keeper,

@@ -23,12 +23,13 @@ from queue_worker.cli.operate import register as operate
 from queue_worker.cli.payments import register as payments
 from queue_worker.cli.produce import register as produce
 from queue_worker.cli.queues import register as queues
+from queue_worker.cli.schedule import register as schedule
 from queue_worker.cli.setup import register as setup
 from queue_worker.cli.start import register as start
 from queue_worker.cli.status import register as status
 
 # The order of `queue-worker --help`.
-for _register in (demo, start, setup, doctor, produce, status, dead, operate, queues, limits, mail, payments):
+for _register in (demo, start, setup, doctor, produce, status, dead, operate, queues, limits, schedule, mail, payments):
     _register(root)
 
 
