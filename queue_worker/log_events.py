@@ -33,6 +33,7 @@ LINES = {
     "queue.error": ("ERROR", "the database refused a call for this queue"),
     "queue.back": ("INFO", "the queue works again"),
     "worker.stuck": ("ERROR", "every slot is held by a handler that outlived its time limit: recycling"),
+    "worker.recycling": ("INFO", "recycling: to be started again"),
     "migrate": ("INFO", "migrate"),
     "chore.error": ("WARNING", "housekeeping failed"),
     "keeper.error": ("WARNING", "leases could not be extended"),

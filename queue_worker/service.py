@@ -19,12 +19,13 @@ from queue_worker.config import QueueOptions, Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
 from queue_worker.health import HealthFile, alive
+from queue_worker.host import Host
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.startup import prepare
-from queue_worker.supervisor import Side, Signals, Supervisor
+from queue_worker.supervisor import Side, Supervisor
 from queue_worker.suspects import SuspectGate
 from queue_worker.transport import Transport
 from queue_worker.transport.database import PostgresDatabase
@@ -88,9 +89,10 @@ class Service:
     """All of one worker process.
 
     `run` blocks until a stop is asked for (signals, or `stop` from another thread) and returns the exit code.
+    `host` is what only a process of its own has; a service inside another program does without.
     """
 
-    def __init__(self, settings: Settings, app: App | None = None) -> None:
+    def __init__(self, settings: Settings, app: App | None = None, host: Host | None = None) -> None:
         self.settings = settings
         self.database = open_database(settings)
         self.processors = processors_of(settings, app or App())
@@ -98,7 +100,8 @@ class Service:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.workers: list[QueueWorker] = []
         self._health = HealthFile(settings.state_dir)
-        self._signals = Signals()
+        self._host = host or Host()
+        self._signals = self._host.signals
         self._supervisor: Supervisor | None = None
         self._listener = self.database.listener() if settings.notify else None
         self._gate = SuspectGate(lambda: all(not worker.held for worker in self.workers), self._wake_all)
@@ -117,6 +120,7 @@ class Service:
                     return 0
                 self.workers = [self._worker(processor) for processor in self.processors]
                 supervisor = self._supervise()
+                self._host.recycling.begin()
                 self._announce()
                 # A batch of messages sets off full collections, which would walk every imported module: 20 ms a batch.
                 gc.collect()
@@ -124,6 +128,7 @@ class Service:
                 return supervisor.run()
         finally:
             gc.unfreeze()
+            self._host.recycling.end()
             self._close()
 
     # ---------------------------------------------------------------------------------------------- before the loops
@@ -135,8 +140,12 @@ class Service:
             migrating=self.settings.migrate,
             ending=lambda: self._signals.count > 0,
             pause=self._signals.arrived.wait,
-            waiting=lambda: self._health.report(True, waiting="database"),
+            waiting=self._wait,
         )
+
+    def _wait(self) -> None:
+        self._health.report(True, waiting="database")
+        self._host.manager.waiting("waiting for the database")
 
     # ---------------------------------------------------------------------------------------------- the parts
 
@@ -190,12 +199,19 @@ class Service:
             signals=self._signals,
             grace=self.settings.grace_seconds,
             cut_stuck=self._cut_stuck,
-            report=lambda healthy: self._health.report(healthy, queues=[one.queue for one in self.processors]),
+            report=self._report,
             side=side,
+            stopping=self._host.manager.stopping,
+            recycle=self._host.recycling.due,
             burst=self.settings.burst,
         )
         self._supervisor = supervisor
         return supervisor
+
+    def _report(self, healthy: bool) -> None:
+        self._health.report(healthy, queues=[one.queue for one in self.processors])
+        if healthy:
+            self._host.manager.alive()
 
     def _wake_all(self) -> None:
         for worker in self.workers:
@@ -234,8 +250,8 @@ class Service:
             worker=self.worker_id,
             queues=lines,
         )
-        self._health.report(True, queues=[one.queue for one in self.processors])
-        tell_pm2_ready()
+        self._report(True)
+        self._host.manager.ready()
 
     def _close(self) -> None:
         for processor in self.processors:
@@ -273,13 +289,3 @@ def _chores(queue: str, options: QueueOptions) -> list[Chore]:
         return bool(rows) and rows[0][0] >= _RESENT_AT_ONCE
 
     return [prune, resend]
-
-
-def tell_pm2_ready() -> None:
-    """Answer PM2's `wait_ready`: one JSON word on the channel it opened, if it did (PM2 docs, "Graceful Start")."""
-    descriptor = os.environ.get("NODE_CHANNEL_FD", "")
-    if descriptor.isdigit():
-        try:
-            os.write(int(descriptor), b'"ready"\n')
-        except OSError:
-            return
