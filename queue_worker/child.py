@@ -36,20 +36,20 @@ class Wishes:
 
     @contextlib.contextmanager
     def received(self) -> Iterator[None]:
-        """Receive signals while the block runs; for the main thread."""
+        """Receive signals while the block runs; for the main thread. After it the process ends, and ignores them."""
         for end in (self._reader, self._writer):
             end.setblocking(False)
-        old = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
-        }
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
+            signal.signal(number, self._handle)
         before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
             signal.set_wakeup_fd(before)
-            for number, previous in old.items():
-                signal.signal(number, previous)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # One more Ctrl+C must not turn a clean exit into a crash.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
             self._reader.close()
             self._writer.close()
 
