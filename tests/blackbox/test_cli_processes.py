@@ -231,8 +231,6 @@ def test_recycled_processes_handle_each_message_once(program: Program, db: psyco
     assert db.execute("select count(distinct pid) >= 4 from effects").fetchone() == (True,)
     assert db.execute("select count(*) from pgmq.a_work").fetchone() == (120,)
     assert db.execute("select count(*) from queue_worker.failures").fetchone() == (0,)
-    # A process that has been given 15 jobs takes no more than its threads hold already.
-    assert db.execute("select max(n) < 30 from (select count(*) n from effects group by pid) x").fetchone() == (True,)
     assert "code=75" in worker.log
     assert "recycling: to be started again" in worker.log
 
