@@ -16,6 +16,7 @@ from queue_worker.cli.common import common, root
 from queue_worker.cli.dead import register as dead
 from queue_worker.cli.demo import register as demo
 from queue_worker.cli.failure import FAILED, expected, explain, say, show_traceback
+from queue_worker.cli.init import register as init
 from queue_worker.cli.mail import register as mail
 from queue_worker.cli.produce import register as produce
 from queue_worker.cli.queues import register as queues
@@ -24,7 +25,7 @@ from queue_worker.cli.start import register as start
 from queue_worker.cli.status import register as status
 
 # The order of `queue-worker --help`.
-for _register in (demo, start, setup, produce, status, dead, queues, mail):
+for _register in (demo, start, init, setup, produce, status, dead, queues, mail):
     _register(root)
 
 
