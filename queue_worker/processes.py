@@ -32,9 +32,6 @@ _STEADY_SECONDS = 60.0
 """A process that lived this long has not failed at its start: the next delay is the first one again."""
 
 _REPORT_SECONDS = 5.0
-_SILENT_SECONDS = 120.0
-"""A process whose loops have not been well for this long is killed and started again."""
-
 _HURRY_SECONDS = 4.0
 
 
@@ -50,6 +47,8 @@ class Plan:
     burst: bool
     log_json: bool
     log_level: int
+    silent_seconds: float = 120.0
+    """A process whose loops have not been well for this long is killed and started again."""
 
     def arguments(self) -> list[str]:
         """Return the command line of the parent for this plan."""
@@ -201,7 +200,7 @@ class Parent:
             return
         self._reported = now
         for slot in self._slots:
-            if slot.ready and slot.child is not None and now - slot.child.heard > _SILENT_SECONDS:
+            if slot.ready and slot.child is not None and now - slot.child.heard > self._plan.silent_seconds:
                 self._log.error("has not been well for too long: killed", process=slot.number)
                 slot.child.kill()
         trouble = next((slot.trouble for slot in self._slots if slot.trouble), "")

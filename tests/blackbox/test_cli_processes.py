@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.blackbox.program import Program, Worker
+from queue_worker.processes import Plan
+from tests.blackbox.program import COMMAND, Program, Worker
 from tests.helpers import wait_until
 
 JOBS = """
@@ -142,14 +146,70 @@ def test_a_signal_that_reaches_parent_and_children_again_and_again_is_one_wish(
     assert db.execute("select count(*) from effects").fetchone() == (4,)
 
 
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.usefixtures("app")
-def test_a_terminals_ctrl_c_reaches_the_parent_alone(program: Program) -> None:
-    with program.running(*ARGUMENTS) as worker:
+def test_ctrl_c_at_a_terminal_lets_running_handlers_finish(program: Program, db: psycopg.Connection[tuple]) -> None:
+    ours, theirs = pty.openpty()
+    with Path("worker.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", ON_A_TERMINAL, *COMMAND, "start", *ARGUMENTS],
+            stdin=theirs, stdout=log, stderr=log, env=program.environment(),
+        )  # fmt: skip
+    os.close(theirs)
+    worker = Worker(process)
+    try:
         all_ready(worker)
-        groups = {os.getpgid(pid) for pid in children(worker)}
-        assert os.getpgid(worker.process.pid) not in groups
-        worker.signal(signal.SIGINT)
+        send(db, 4, do="wait")
+        assert started(4, worker) == children(worker)
+        # The terminal's signal goes to the group in the foreground, where the parent is alone.
+        assert not [pid for pid in children(worker) if os.getpgid(pid) == os.getpgid(process.pid)]
+        os.write(ours, b"\x03")
+        wait_until(lambda: worker.log.count(" stopping: running") == 2, 20, lambda: worker.log)
+        assert len(children(worker)) == 2
+        Path("go").touch()
         assert worker.end() == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert db.execute("select count(*) from effects").fetchone() == (4,)
+
+
+@pytest.mark.usefixtures("app")
+def test_a_stop_while_the_app_is_being_imported_is_heeded_at_once(program: Program) -> None:
+    Path("jobs.py").write_text("import time\nfrom pathlib import Path\nPath('importing').touch()\ntime.sleep(600)\n")
+    with program.running(*ARGUMENTS) as worker:
+        wait_until(lambda: Path("importing").exists(), 30, lambda: worker.log)
+        worker.signal(signal.SIGTERM)
+        assert worker.end(10) == 0
+
+
+@pytest.mark.usefixtures("app")
+def test_a_child_that_stands_still_is_killed_and_replaced(program: Program, dsn: str) -> None:
+    command = [*COMMAND, "start", "--app", "jobs:app"]
+    plan = Plan(command, 1, 25.0, 30.0, str(Path(".queue-worker").absolute()), False, False, 10, silent_seconds=12.0)
+    with Path("worker.log").open("wb") as log:
+        process = subprocess.Popen(plan.arguments(), stdout=log, stderr=log, env=program.environment())
+    worker = Worker(process)
+    try:
+        all_ready(worker)
+        [still] = children(worker)
+        os.kill(still, signal.SIGSTOP)
+        wait_until(lambda: worker.log.count(" ready process=1") == 2, 60, lambda: worker.log)
+        assert "killed process=1" in worker.log
+        assert not living({still})
+        worker.signal()
+        assert worker.end() == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.usefixtures("app")

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from queue_worker import supervisor
 from queue_worker.config import Settings
 from tests.blackbox.program import REPOSITORY, Program
@@ -17,6 +19,7 @@ PAGE = (REPOSITORY / "docs" / "deployment.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.S | re.M)
 
 
+@pytest.mark.timeout(300)
 def test_the_commands_run_and_print_what_the_page_shows(program: Program, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "queue-worker"
