@@ -7,7 +7,7 @@ module.exports = {
       script: ".venv/bin/queue-worker", // relative: PM2 hands an absolute path with a space in it to a shell
       args: "start",
       interpreter: "none",
-      exec_mode: "fork", // more workers: raise `instances`; they share the queues
+      exec_mode: "fork", // more workers: QUEUE_WORKER_PROCESSES, or raise `instances`; they share the queues
       instances: 1,
 
       // PM2 stops with SIGINT and kills after kill_timeout, which must be longer than the grace (25 s).

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from queue_worker.config_options import PREFIX, check_queue_name
 from queue_worker.config_text import check_postgres_url
+from queue_worker.config_units import parse_size, parse_span
 from queue_worker.errors import ConfigError
 
 _SQL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}\.[A-Za-z_][A-Za-z0-9_$]{0,62}\Z")
@@ -103,6 +104,15 @@ class Fields(BaseSettings):
     stop_timeout: float = Field(
         30.0, gt=0, le=7200, description="When the process manager kills, seconds after its signal; above the grace"
     )
+    processes: int = Field(1, ge=1, le=256, description="Worker processes, under one small parent when more than one")
+    max_jobs: int | None = Field(None, ge=1, description="Start the process anew after so many jobs (empty: never)")
+    max_memory: Annotated[int | None, BeforeValidator(parse_size)] = Field(
+        None, ge=1, description="Start the process anew when it holds more memory, for example 512MB (empty: never)"
+    )
+    max_age: Annotated[float | None, BeforeValidator(parse_span)] = Field(
+        None, ge=1, description="Start the process anew after so much time, seconds or as 12h (empty: never)"
+    )
+    reload: bool = Field(False, description="For development: start anew whenever a file of the app changes")
     state_dir: Path = Field(Path(".queue-worker"), description="Folder for run files and the embedded Postgres")
 
     log_level: Annotated[Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = (

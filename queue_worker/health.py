@@ -50,13 +50,14 @@ def look(state_dir: Path) -> tuple[bool, str]:
     if not reports:
         return False, f"no worker is running here (looked in {state_dir / 'run'})"
     now = time.time()
+    workers = [report for report in reports if "parent_of" not in report]
     for report in reports:
         age = now - float(report.get("at", 0))
         if age > STALE_SECONDS:
             return False, f"worker {report['pid']} has not reported for {age:.0f} s"
         if not report.get("healthy"):
-            return False, f"worker {report['pid']} has a loop that stands still"
-    return True, f"ok: {len(reports)} worker process{'es' if len(reports) > 1 else ''}"
+            return False, report.get("trouble") or f"worker {report['pid']} has a loop that stands still"
+    return True, f"ok: {len(workers)} worker process{'' if len(workers) == 1 else 'es'}"
 
 
 def alive(pid: int) -> bool:

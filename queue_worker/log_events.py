@@ -36,6 +36,7 @@ LINES = {
     "breaker.opened": ("ERROR", "the queue pauses by itself"),
     "breaker.closed": ("INFO", "the queue goes on: a trial succeeded"),
     "worker.stuck": ("ERROR", "every slot is held by a handler that outlived its time limit: recycling"),
+    "worker.recycling": ("INFO", "recycling: to be started again"),
     "migrate": ("INFO", "migrate"),
     "schedule.fired": ("INFO", "scheduled message sent"),
     "schedule.error": ("WARNING", "schedule failed"),

@@ -19,13 +19,14 @@ from queue_worker.config import Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
 from queue_worker.health import HealthFile, alive
+from queue_worker.host import Host
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening, Sleeper
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.schedule import Scheduler
 from queue_worker.startup import prepare
-from queue_worker.supervisor import Side, Signals, Supervisor
+from queue_worker.supervisor import Side, Supervisor
 from queue_worker.suspects import SuspectGate
 from queue_worker.transport.database import PostgresDatabase
 from queue_worker.upkeep import queue_chores, shared_chores
@@ -91,9 +92,10 @@ class Service:
     """All of one worker process.
 
     `run` blocks until a stop is asked for (signals, or `stop` from another thread) and returns the exit code.
+    `host` is what only a process of its own has; a service inside another program does without.
     """
 
-    def __init__(self, settings: Settings, app: App | None = None) -> None:
+    def __init__(self, settings: Settings, app: App | None = None, host: Host | None = None) -> None:
         self.settings = settings
         self.database = open_database(settings)
         app = app or App()
@@ -103,7 +105,8 @@ class Service:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.workers: list[QueueWorker] = []
         self._health = HealthFile(settings.state_dir)
-        self._signals = Signals()
+        self._host = host or Host()
+        self._signals = self._host.signals
         self._supervisor: Supervisor | None = None
         self._listener = self.database.listener() if settings.notify else None
         self._gate = SuspectGate(lambda: all(not worker.held for worker in self.workers), self._wake_all)
@@ -122,6 +125,7 @@ class Service:
                     return 0
                 self.workers = [self._worker(processor) for processor in self.processors]
                 supervisor = self._supervise()
+                self._host.recycling.begin()
                 self._announce()
                 # A batch of messages sets off full collections, which would walk every imported module: 20 ms a batch.
                 gc.collect()
@@ -129,6 +133,7 @@ class Service:
                 return supervisor.run()
         finally:
             gc.unfreeze()
+            self._host.recycling.end()
             self._close()
 
     # ---------------------------------------------------------------------------------------------- before the loops
@@ -140,8 +145,12 @@ class Service:
             migrating=self.settings.migrate,
             ending=lambda: self._signals.count > 0,
             pause=self._signals.arrived.wait,
-            waiting=lambda: self._health.report(True, waiting="database"),
+            waiting=self._wait,
         )
+
+    def _wait(self) -> None:
+        self._health.report(True, waiting="database")
+        self._host.manager.waiting("waiting for the database")
 
     # ---------------------------------------------------------------------------------------------- the parts
 
@@ -201,12 +210,19 @@ class Service:
             signals=self._signals,
             grace=self.settings.grace_seconds,
             cut_stuck=self._cut_stuck,
-            report=lambda healthy: self._health.report(healthy, queues=[one.queue for one in self.processors]),
+            report=self._report,
             side=side,
+            stopping=self._host.manager.stopping,
+            recycle=self._host.recycling.due,
             burst=self.settings.burst,
         )
         self._supervisor = supervisor
         return supervisor
+
+    def _report(self, healthy: bool) -> None:
+        self._health.report(healthy, queues=[one.queue for one in self.processors])
+        if healthy:
+            self._host.manager.alive()
 
     def _wake_all(self) -> None:
         for worker in self.workers:
@@ -245,8 +261,8 @@ class Service:
             worker=self.worker_id,
             queues=lines,
         )
-        self._health.report(True, queues=[one.queue for one in self.processors])
-        tell_pm2_ready()
+        self._report(True)
+        self._host.manager.ready()
 
     def _close(self) -> None:
         for processor in self.processors:
@@ -264,13 +280,3 @@ class Service:
         if self._listener is not None:
             self._listener.close()
         self._health.remove()
-
-
-def tell_pm2_ready() -> None:
-    """Answer PM2's `wait_ready`: one JSON word on the channel it opened, if it did (PM2 docs, "Graceful Start")."""
-    descriptor = os.environ.get("NODE_CHANNEL_FD", "")
-    if descriptor.isdigit():
-        try:
-            os.write(int(descriptor), b'"ready"\n')
-        except OSError:
-            return

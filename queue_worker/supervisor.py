@@ -31,9 +31,14 @@ _REPEAT_SECONDS = 1.0
 
 
 class Signals:
-    """Counts stop requests; a repetition within a second counts once."""
+    """Counts stop requests; a repetition within a second counts once.
 
-    def __init__(self) -> None:
+    `repeats=False`: signals never count twice, because several senders pass on the same wish (a parent, a terminal,
+    a process manager that signals the whole tree); only `hurry` does.
+    """
+
+    def __init__(self, *, repeats: bool = True) -> None:
+        self._repeats = repeats
         self.count = 0
         self.number = 0
         self._last = 0.0
@@ -44,9 +49,15 @@ class Signals:
         self._count(number)
         self.arrived.set()
 
+    def hurry(self, number: int = 0) -> None:
+        """Ask for the end at once, as a second signal does."""
+        self.count = max(self.count, 1) + 1
+        self.number = number or self.number
+        self.arrived.set()
+
     def _count(self, number: int) -> None:
         now = time.monotonic()
-        if self.count == 0 or now - self._last > _REPEAT_SECONDS:
+        if self.count == 0 or (self._repeats and now - self._last > _REPEAT_SECONDS):
             self.count += 1
             self.number = number
             self._last = now
@@ -88,8 +99,9 @@ class Supervisor:
     """Runs the loops of a process until a stop is asked for, and stops them.
 
     `grace` in seconds is what running handlers get. `cut_stuck` aborts calls that stand still. `report` is called
-    about every five seconds with whether all is well. `side` are further threads by name. `burst`: stop as
-    soon as no queue has anything due.
+    about every five seconds with whether all is well, `stopping` once when the stop begins. `side` are further
+    threads by name. `recycle` says why the process is to be started anew, if it is. `burst`: stop as soon as no
+    queue has anything due.
     """
 
     def __init__(
@@ -102,6 +114,8 @@ class Supervisor:
         cut_stuck: Callable[[], Any],
         report: Callable[[bool], None],
         side: Mapping[str, Side],
+        stopping: Callable[[], None] = lambda: None,
+        recycle: Callable[[], str | None] = lambda: None,
         burst: bool = False,
     ) -> None:
         self.workers = workers
@@ -111,6 +125,8 @@ class Supervisor:
         self._cut_stuck = cut_stuck
         self._report = report
         self._side = side
+        self._stopping = stopping
+        self._recycle = recycle
         self._burst = burst
         self._dead: list[str] = []
         self._threads: list[threading.Thread] = []
@@ -121,7 +137,9 @@ class Supervisor:
     def healthy(self) -> bool:
         """Whether every loop is alive and turning; says nothing about the database."""
         now = time.monotonic()
-        late = [w.queue for w in self.workers if now - w.last_turn > w.options.cycle_seconds + 60]
+        # A loop that has ended well turns no more, while those of other queues may still have their grace.
+        turning = [w for w, loop in zip(self.workers, self._loops, strict=False) if loop.is_alive()]
+        late = [w.queue for w in turning if now - w.last_turn > w.options.cycle_seconds + 60]
         return not self._dead and not late and now - self.keeper.last_tick < 60
 
     def run(self) -> int:
@@ -133,6 +151,7 @@ class Supervisor:
             self._start(part.run, name)
         code = self._watch()
         events.emit("worker.stopping", signal=self.signals.number, code=code)
+        self._stopping()
         code = self._stop(code)
         events.emit("worker.stopped", code=code)
         return code
@@ -164,6 +183,9 @@ class Supervisor:
             if any(len(w.executor.stuck) >= w.executor.concurrency for w in self.workers):
                 events.emit("worker.stuck", queues=[w.queue for w in self.workers if w.executor.free <= 0])
                 return RECYCLED
+            if reason := self._recycle():
+                events.emit("worker.recycling", reason=reason)
+                return RECYCLED
             if self._burst and all(worker.idle for worker in self.workers):
                 return 0
 
@@ -184,13 +206,16 @@ class Supervisor:
     def _stop(self, code: int) -> int:
         for worker in self.workers:
             worker.stop()
-        asked = self.signals.count
+        # The first signal during a stop of our own is a first one: what runs may finish.
+        asked = max(self.signals.count, 1)
         if not self._settled(self._grace, asked):
             for worker in self.workers:
                 worker.abandon(_RELEASED_DELAY)
             hurried = self.signals.count > asked
             self._settled(1.0 if hurried else 3.0, self.signals.count)
             code = 128 + (self.signals.number or signal.SIGINT) if hurried else (code or GRACE_EXCEEDED)
+        if code == RECYCLED and self.signals.count:
+            code = 0  # whoever asked for an end meanwhile must not get a new start
         self.keeper.stop()
         for part in self._side.values():
             part.stop()

@@ -105,3 +105,43 @@ def test_a_configuration_error_is_not_restarted(project: Path, pm2: Callable[...
     wait_until(lambda: "no database is set" in pm2("logs", "--nostream", "--lines", "50"), 30)
     wait_until(lambda: status(pm2)["pid"] == 0, 10)
     assert status(pm2)["restarts"] == 0
+
+
+def test_a_recycled_worker_is_started_again(
+    project: Path, pm2: Callable[..., str], dsn: str, db: psycopg.Connection[Any]
+) -> None:
+    (project / ".env").write_text(f"DATABASE_URL={dsn}\nQUEUE_WORKER_APP=jobs:app\nQUEUE_WORKER_MAX_JOBS=2\n")
+    (project / ".env").chmod(0o600)
+    db.execute("select queue_worker.create_queue('slow')")
+    db.execute("select pgmq.send('slow', '{}') from generate_series(1, 2)")
+    pm2("start", "ecosystem.config.js")
+    wait_until(lambda: db.execute("select count(*) from pgmq.a_slow").fetchone() == (2,), 30)
+    wait_until(lambda: status(pm2)["restarts"] == 1 and status(pm2)["status"] == "online", 30)
+    db.execute("select pgmq.send('slow', '{}')")
+    wait_until(lambda: db.execute("select count(*) from pgmq.a_slow").fetchone() == (3,), 30)
+    pm2("stop", "queue-worker")
+
+
+def test_the_parent_of_several_processes_answers_wait_ready_and_stops_them(
+    project: Path, pm2: Callable[..., str], dsn: str, db: psycopg.Connection[Any]
+) -> None:
+    """With the file that `init` writes; PM2 signals the parent and each of its children."""
+    command = [project / ".venv" / "bin" / "queue-worker", "init", "pm2", "--print"]
+    text = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
+    script = json.dumps(os.path.relpath(Path(sys.executable).parent / "queue-worker", project))
+    assert script in text
+    text = text.replace(script, '".venv/bin/queue-worker"')
+    text = text.replace('exec_mode: "fork",', 'exec_mode: "fork", wait_ready: true, listen_timeout: 60000,')
+    (project / "ecosystem.config.js").write_text(text)
+    (project / ".env").write_text(f"DATABASE_URL={dsn}\nQUEUE_WORKER_APP=jobs:app\nQUEUE_WORKER_PROCESSES=2\n")
+    (project / ".env").chmod(0o600)
+    pm2("start", "ecosystem.config.js")
+    # PM2 has waited until all of them were ready.
+    assert "all processes are ready" in pm2("logs", "--nostream", "--lines", "50")
+    db.execute("select queue_worker.send('slow', '{\"seconds\": 3}') from generate_series(1, 2)")
+    wait_until(lambda: db.execute("select running from queue_worker.queues").fetchone() == (2,), 20)
+    pm2("stop", "queue-worker")
+    assert status(pm2)["status"] == "stopped"
+    assert db.execute("select count(*) from pgmq.a_slow").fetchone() == (2,)
+    assert db.execute("select count(*) from queue_worker.workers").fetchone() == (0,)
+    assert db.execute("select count(*) from queue_worker.failures").fetchone() == (0,)

@@ -17,6 +17,7 @@ from queue_worker.cli.dead import register as dead
 from queue_worker.cli.demo import register as demo
 from queue_worker.cli.doctor import register as doctor
 from queue_worker.cli.failure import FAILED, expected, explain, say, show_traceback
+from queue_worker.cli.init import register as init
 from queue_worker.cli.limits import register as limits
 from queue_worker.cli.mail import register as mail
 from queue_worker.cli.operate import register as operate
@@ -29,7 +30,22 @@ from queue_worker.cli.start import register as start
 from queue_worker.cli.status import register as status
 
 # The order of `queue-worker --help`.
-for _register in (demo, start, setup, doctor, produce, status, dead, operate, queues, limits, schedule, mail, payments):
+for _register in (
+    demo,
+    start,
+    init,
+    setup,
+    doctor,
+    produce,
+    status,
+    dead,
+    operate,
+    queues,
+    limits,
+    schedule,
+    mail,
+    payments,
+):
     _register(root)
 
 

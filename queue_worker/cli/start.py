@@ -1,21 +1,24 @@
-"""`queue-worker start`: runs the worker in this process."""
+"""`queue-worker start`: runs the worker in this process, or in several under a parent."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from loguru import logger
 
 from queue_worker import log, log_events
-from queue_worker.cli import common
+from queue_worker.cli import common, parents
 from queue_worker.cli.application import load_app
 from queue_worker.cli.failure import FAILED
 from queue_worker.config import Settings
 from queue_worker.errors import QueueWorkerError
+
+_RELOAD_GRACE = 2.0
+"""Seconds that handlers get when a file has changed: who develops does not wait for the grace of production."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,30 +36,66 @@ def start(
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", "-c", min=1, max=1000, help="Handlers at a time, for each queue.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, max=256, help="Worker processes, under one small parent.")
+    ] = None,
+    max_jobs: Annotated[
+        int | None, typer.Option("--max-jobs", min=1, help="Start the process anew after so many jobs.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", metavar="SIZE", help="... when it holds more memory: 512MB, 1.5G")
+    ] = None,
+    max_age: Annotated[
+        str | None, typer.Option("--max-age", metavar="TIME", help="... after so much time: 90, 15m, 12h, 1d")
+    ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="Stop as soon as nothing is due.")] = False,
     app: Annotated[str | None, typer.Option("--app", metavar="MODULE:NAME", help="Your app: mypkg.jobs:app")] = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Apply missing migrations first.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: start anew whenever a file of the app changes.")
+    ] = False,
+    child: Annotated[str | None, typer.Option("--child", hidden=True)] = None,
 ) -> int:
     """Run the worker until SIGTERM or SIGINT."""
-    settings = common.settings(
-        only=",".join(queues) if queues else None,
-        concurrency=concurrency,
-        burst=burst or None,
-        app=app,
-        migrate=migrate or None,
-        log_level="DEBUG" if common.common.verbose else None,
-    )
+    given: dict[str, Any] = {
+        "only": ",".join(queues) if queues else None,
+        "concurrency": concurrency,
+        "processes": processes,
+        "max_jobs": max_jobs,
+        "max_memory": max_memory,
+        "max_age": max_age,
+        "burst": burst or None,
+        "app": app,
+        "migrate": migrate or None,
+        "reload": reload or None,
+        "log_level": "DEBUG" if common.common.verbose else None,
+    }
+    settings = common.settings(**given)
     settings.require_database()
+    if child is None and settings.reload:
+        return parents.run_reload(settings)
+    if child is None and settings.processes > 1:
+        parents.become_parent(settings)
+    if settings.reload and not settings.is_set("grace_seconds"):
+        settings = common.settings(**given, grace_seconds=min(_RELOAD_GRACE, settings.grace_seconds))
+    return _work(settings, child)
+
+
+def _work(settings: Settings, child: str | None) -> int:
+    number, _, descriptor = (child or "").partition(":")
+    host = parents.host_of(settings, int(descriptor) if descriptor.isdigit() else None)
     if isinstance(sys.stdout, TextIOWrapper):
         # What handlers print must reach a log file when it is printed, not when the buffer is full; and as whole lines,
         # also where PYTHONUNBUFFERED would mix the pieces of two threads.
         sys.stdout.reconfigure(line_buffering=True, write_through=False)
     log.configure(settings.log_level, settings.log_format)
+    if number not in ("", "0"):
+        logger.configure(extra={"process": int(number)})
     detach = log_events.attach()
-    for line in settings.warnings:
+    for line in settings.warnings if number in ("", "0", "1") else ():
         logger.warning("{}", line)
     try:
-        code = _run(settings)
+        code = _run(settings, host)
     except (QueueWorkerError, KeyboardInterrupt):
         raise
     except Exception:
@@ -66,14 +105,15 @@ def start(
     return code
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, host: parents.ProcessHost) -> int:
     from queue_worker.service import Service
 
-    service = Service(settings, load_app(settings.app))
+    service = Service(settings, load_app(settings.app), host.host)
     for line in settings.check_queues(processor.queue for processor in service.processors):
         logger.warning("{}", line)
     # While it runs, the service handles these two itself. What comes after its end finds this: another Ctrl+C
     # must not turn a clean exit into a crash.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    host.working()
     return service.run()

@@ -10,7 +10,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Program:
         return done
 
     @contextlib.contextmanager
-    def running(self, *arguments: str, **more: str) -> Iterator[Worker]:
+    def running(self, *arguments: str, pass_fds: Sequence[int] = (), **more: str) -> Iterator[Worker]:
         """Run `queue-worker start` beside the block; killed at its end if it still runs."""
         with Path("worker.log").open("wb") as log:
             process = subprocess.Popen(
@@ -84,6 +84,7 @@ class Program:
                 stdout=log,
                 stderr=log,
                 env=self.environment(**more),
+                pass_fds=pass_fds,
             )
         worker = Worker(process)
         try:
