@@ -25,6 +25,7 @@ LINES = {
     "message.dead": ("ERROR", "dead letter"),
     "message.released": ("DEBUG", "given back, no attempt charged"),
     "message.lease_lost": ("WARNING", "lease lost: the message may run elsewhere"),
+    "message.cancelled": ("INFO", "cancelled while it ran: its handler was told to stop"),
     "message.late_error": ("WARNING", "error after the message was settled"),
     "suspect.started": ("WARNING", "started again: an earlier run ended without an outcome"),
     "database.lost": ("WARNING", "database lost, connecting again"),
@@ -34,6 +35,7 @@ LINES = {
     "queue.back": ("INFO", "the queue works again"),
     "worker.stuck": ("ERROR", "every slot is held by a handler that outlived its time limit: recycling"),
     "migrate": ("INFO", "migrate"),
+    "child.failed": ("ERROR", "the process of a handler could not be started"),
     "chore.error": ("WARNING", "housekeeping failed"),
     "keeper.error": ("WARNING", "leases could not be extended"),
 }

@@ -17,8 +17,8 @@ from queue_worker.builtin import builtin_processors
 from queue_worker.chores import Chore, Housekeeper
 from queue_worker.config import QueueOptions, Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
-from queue_worker.executor import Executor
 from queue_worker.health import HealthFile, alive
+from queue_worker.kinds import Kinds, check
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening
 from queue_worker.processor import App, Job, Processor
@@ -94,9 +94,12 @@ class Service:
         self.settings = settings
         self.database = open_database(settings)
         self.processors = processors_of(settings, app or App())
+        for one in self.processors:
+            check(one)
         self.options = {one.queue: settings.options_for(one.queue, one.options) for one in self.processors}
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.workers: list[QueueWorker] = []
+        self._kinds = Kinds(settings, self.database)
         self._health = HealthFile(settings.state_dir)
         self._signals = Signals()
         self._supervisor: Supervisor | None = None
@@ -153,14 +156,7 @@ class Service:
         wake = threading.Event()
         policy = RetryPolicy.from_options(options)
         context = DatabaseContext(self.database.pool, options.on_success, policy.timeout_for, self._cancelled)
-        executor = Executor(
-            processor,
-            policy,
-            context,
-            concurrency=options.concurrency,
-            settle_mark=max(1, options.batch_size // 2),
-            wake=wake.set,
-        )
+        executor = self._kinds.executor(processor, policy, context, options, wake.set)
         return QueueWorker(broker, executor, options, self._gate, wake)
 
     def _cancelled(self, job: Job[Any]) -> bool:
@@ -183,7 +179,7 @@ class Service:
             )
         }
         if self._listener is not None:
-            side["listener"] = Listening(self._listener, self.workers)
+            side["listener"] = Listening(self._listener, self.workers, keeper.look)
         supervisor = Supervisor(
             self.workers,
             keeper,
@@ -202,7 +198,7 @@ class Service:
             worker.wake()
 
     def _cut_stuck(self) -> None:
-        threads = {thread for worker in self.workers for thread in list(worker.executor.stuck)}
+        threads = {thread for worker in self.workers for thread in worker.executor.stuck_threads}
         self.database.cut_stuck(self.settings.call_timeout_seconds, threads)
 
     def _heartbeat(self) -> Mapping[str, Any]:
@@ -238,6 +234,7 @@ class Service:
         tell_pm2_ready()
 
     def _close(self) -> None:
+        self._kinds.stop()
         for processor in self.processors:
             if processor.close is not None:
                 processor.close()
@@ -272,7 +269,11 @@ def _chores(queue: str, options: QueueOptions) -> list[Chore]:
         rows = transport.call("queue_worker.resend_unsent", {"queue": queue, "max_count": _RESENT_AT_ONCE}).rows
         return bool(rows) and rows[0][0] >= _RESENT_AT_ONCE
 
-    return [prune, resend]
+    def prune_progress(transport: Transport) -> bool:
+        rows = transport.call("queue_worker.prune_progress", {"queue": queue, "max_count": _PRUNED_AT_ONCE}).rows
+        return bool(rows) and rows[0][0] >= _PRUNED_AT_ONCE
+
+    return [prune, resend, prune_progress]
 
 
 def tell_pm2_ready() -> None:
