@@ -25,6 +25,8 @@ class AsyncExecutor(UnitExecutor):
     Everything whose name begins with `_on_loop` runs on the loop's thread.
     """
 
+    stop_seconds = 5.0
+
     def __init__(self, *arguments: Any, loop: LoopThread, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._loop = loop

@@ -30,6 +30,9 @@ class Executor(ABC):
     handler outlived its time limit.
     """
 
+    stop_seconds = 0.0
+    """How long a handler that was told to stop may take before its slot counts as lost."""
+
     def __init__(
         self,
         processor: Processor,
@@ -53,6 +56,7 @@ class Executor(ABC):
         self._wake = wake
         self._lock = threading.Lock()
         self._unfinished = 0
+        self._stuck_at = 0.0
 
     # ---------------------------------------------------------------------------------------------- what a kind does
 
@@ -83,6 +87,10 @@ class Executor(ABC):
     def free(self) -> int:
         """How many messages can be under way beside the stuck slots."""
         return self.concurrency - len(self.stuck)
+
+    def exhausted(self, now: float) -> bool:
+        """Whether every slot is held by a handler that outlived its time limit and does not end."""
+        return len(self.stuck) >= self.concurrency and now - self._stuck_at >= self.stop_seconds
 
     @property
     def stuck_threads(self) -> set[int]:
@@ -185,6 +193,7 @@ class Executor(ABC):
             if now - run.started > limit:
                 # Before finish(): the handler that ends in this moment must find its slot among the stuck ones.
                 self.stuck.add(slot)
+                self._stuck_at = now
                 outcome = self._timed_out(run.message, limit)
                 if not self.finish(run, outcome) or not self._in_slot(slot, run):
                     self.stuck.discard(slot)

@@ -171,6 +171,8 @@ class Raised(Exception):
 class ProcessExecutor(ThreadExecutor):
     """A pool of threads, each of which lets its own child process run the handler."""
 
+    stop_seconds = 5.0
+
     def __init__(self, *arguments: Any, setup: Setup, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._setup = setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Any
@@ -133,10 +134,8 @@ def test_a_handler_that_swallows_the_cancel_is_stuck(dsn: str, engine: Engine) -
 
     async def handle(job: Job[dict[str, Any]]) -> None:
         while not gate.open:
-            try:
+            with contextlib.suppress(asyncio.CancelledError):
                 await gate.wait()
-            except asyncio.CancelledError:
-                pass
 
     app = app_of(handle, concurrency=1, timeout=0.3, max_attempts=1)
     with events.capture("worker.stuck") as stuck, running(dsn, app) as worker:
