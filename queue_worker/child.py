@@ -39,8 +39,7 @@ from queue_worker.retry import RetryPolicy, error_text
 from queue_worker.transport.database import PostgresDatabase
 
 _PR_SET_PDEATHSIG = 1
-_STEERING = (Retry, Reject, Unavailable, CallRefused)
-_OURS = (*_STEERING, LeaseLost, InvalidPayload, TransportUnavailable)
+_OURS = (Retry, Reject, Unavailable, CallRefused, LeaseLost, InvalidPayload, TransportUnavailable)
 
 
 def main(connection: Connection) -> None:
@@ -131,27 +130,29 @@ class Runner:
             end: tuple[Any, ...] = ("done", result_text(value) if self._kept else None)
         # BaseException: sys.exit() in a handler is a failure of it, as it is in a thread.
         except BaseException as error:
-            end = ("failed", self._describe(task.message, error))
+            end = ("failed", failure_of(error, self._policy, task.message))
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         self._parent.tell(*end)
 
-    def _describe(self, message: Message, error: BaseException) -> Failure:
-        name = type(error).__name__
-        try:
-            outcome = self._policy.outcome_for(message, error)
-            release = outcome if isinstance(outcome, Release) else None
-            if isinstance(error, _OURS):
-                fields = {key: getattr(error, key) for key in ("reason", "delay", "sqlstate") if hasattr(error, key)}
-                kind = next(one for one in _OURS if isinstance(error, one))
-                failure = Failure(kind.__name__, str(error), fields, release)
-            else:
-                failure = Failure(name, error_text(error).removeprefix(name).removeprefix(": "), None, release)
-            pickle.dumps(failure)
-            return failure
-        except Exception as broken:
-            # An exception class of the user that cannot even be looked at.
-            return Failure(name, error_text(broken))
+
+def failure_of(error: BaseException, policy: RetryPolicy, message: Message) -> Failure:
+    """Return what is told of `error`, which the handler of `message` raised."""
+    name = type(error).__name__
+    try:
+        outcome = policy.outcome_for(message, error)
+        release = outcome if isinstance(outcome, Release) else None
+        ours = next((kind for kind in _OURS if isinstance(error, kind)), None)
+        if ours is not None:
+            fields = {key: getattr(error, key) for key in ("reason", "delay", "sqlstate") if hasattr(error, key)}
+            failure = Failure(ours.__name__, str(error), fields, release)
+        else:
+            failure = Failure(name, error_text(error).removeprefix(name).removeprefix(": "), None, release)
+        pickle.dumps(failure)
+        return failure
+    except Exception as broken:
+        # An exception class of the user that cannot even be looked at.
+        return Failure(name, error_text(broken))
 
 
 class _ChildJob(Job[Any]):

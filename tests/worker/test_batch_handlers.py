@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from queue_worker import App, Job, Reject, Unavailable, events
+from queue_worker import App, Job, Reject, events
 from queue_worker.errors import ConfigError, TransportUnavailable, UsageError
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
@@ -215,14 +215,3 @@ def test_decisions_are_for_batch_handlers_and_shapes_are_checked(dsn: str, engin
     app.processor("other", batch=True)(many)
     assert app.processors["other"].model is Numbered
     assert not inspect.iscoroutinefunction(app.processors["other"].handler)
-
-
-def test_nobody_is_charged_while_the_provider_is_away(dsn: str, engine: Engine) -> None:
-    engine.fill(3)
-
-    def handle(jobs: Jobs) -> None:
-        raise Unavailable("maintenance", delay=600)
-
-    with running(dsn, batch_app(handle)):
-        wait_until(lambda: engine.value("select count(*) from pgmq.q_work where read_ct > 0") == 3)
-        wait_until(lambda: engine.value("select count(*) from queue_worker_data.trouble") == 3)
