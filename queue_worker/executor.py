@@ -57,6 +57,7 @@ class Executor(ABC):
         self._lock = threading.Lock()
         self._unfinished = 0
         self._stuck_at = 0.0
+        self._nothing_waits: Callable[[], bool] = lambda: not self.backlog
 
     # ---------------------------------------------------------------------------------------------- what a kind does
 
@@ -118,7 +119,7 @@ class Executor(ABC):
             self._unfinished -= 1
         self.finished.append(run)
         # Natural batching: while slots have work, the loop is woken for a worthwhile number of results only.
-        if not self.backlog or len(self.finished) >= self._settle_mark:
+        if self._nothing_waits() or len(self.finished) >= self._settle_mark:
             self._wake()
         return True
 

@@ -223,8 +223,7 @@ class Processor:
     @property
     def is_async(self) -> bool:
         """Whether the handler is `async def`."""
-        call = self.handler if inspect.isroutine(self.handler) else getattr(self.handler, "__call__", None)  # noqa: B004
-        return inspect.iscoroutinefunction(self.handler) or inspect.iscoroutinefunction(call)
+        return inspect.iscoroutinefunction(self.handler)
 
     def parse(self, body: str | bytes | None) -> Any:
         """Validate one payload's JSON text; raises InvalidPayload with the fields that are wrong, not their values."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from queue_worker import events
 from queue_worker.executor import Executor
-from queue_worker.message import ACK, Outcome
+from queue_worker.message import ACK, Outcome, Release
+from queue_worker.processor import Job
 from queue_worker.run import Run
 
 
@@ -19,6 +20,7 @@ class ThreadExecutor(Executor):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._inbox: SimpleQueue[Run | None] = SimpleQueue()
+        self._nothing_waits = self._inbox.empty
         self._threads: list[threading.Thread] = []
 
     @property
@@ -73,7 +75,9 @@ class ThreadExecutor(Executor):
                 self._wake()
 
     def _begin(self, run: Run, thread: int, now: float) -> bool:
-        if self._expired(run, now):
+        # As in _expired(), without the call.
+        if now > run.deadline or run.lost:
+            self.finish(run, Release())
             return False
         with self._lock:
             # Given back in this very moment: it may run elsewhere already.
@@ -88,7 +92,10 @@ class ThreadExecutor(Executor):
         if events.wanted("message.started"):
             events.emit("message.started", queue=message.queue, msg_id=message.receipt.msg_id, attempt=message.attempt)
         try:
-            job = self._new_job(run, self.processor.parse(message.body))
+            payload = self.processor.parse(message.body)
+            if self.context is None:
+                raise RuntimeError("no database behind this executor")
+            run.job = job = Job(message, payload, self.policy.max_attempts_for(message), self.context)
             value = self.processor.handler(job)
             # The short way for nearly all messages.
             return self._done(run, value) if self.results or job.settled or run.lost else ACK

@@ -26,7 +26,7 @@ class Steps:
         self.job: Job[dict[str, Any]] | None = None
         self.ended = threading.Event()
 
-    def __call__(self, job: Job[dict[str, Any]]) -> None:
+    def handle(self, job: Job[dict[str, Any]]) -> None:
         self.job = job
         assert self.ended.wait(60)
 
@@ -42,7 +42,7 @@ def written(engine: Engine) -> int:
 def test_progress_is_shown_while_the_message_runs_and_vanishes_with_it(dsn: str, engine: Engine) -> None:
     steps = Steps()
     msg_id = engine.send({})
-    with running(dsn, app_of(steps)):
+    with running(dsn, app_of(steps.handle)):
         job = wait_until(lambda: steps.job)
         assert shown(engine) == []
         job.progress(3, 10, "reading")
