@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -205,6 +205,20 @@ def extend(transport: Transport, queue: str, receipts: Sequence[Receipt], lease_
     return {row[0] for row in rows.rows}
 
 
+def lost(transport: Transport, queue: str, receipts: Sequence[Receipt]) -> dict[int, bool]:
+    """Return by id which of `receipts` are not held any more, and whether the message has left the queue."""
+    rows = transport.call(
+        "queue_worker.lost",
+        {
+            "queue": queue,
+            "ids": BigInts(one.msg_id for one in receipts),
+            "read_cts": Ints(one.read_ct for one in receipts),
+            "enqueued_ats": Stamps(one.enqueued_at for one in receipts),
+        },
+    )
+    return {row["msg_id"]: row["gone"] for row in rows.dicts()}
+
+
 class DatabaseContext:
     """What a job can do to the database; implements `processor.JobContext` for one queue over psycopg."""
 
@@ -220,12 +234,13 @@ class DatabaseContext:
         self._timeout_for = timeout_for
         self._cancelled = cancelled
         # Inside its own transaction a handler's calls use that connection: they commit with it, and a handler that held
-        # one connection while it waited for a second would stand still with all the others.
-        self._open = threading.local()
+        # one connection while it waited for a second would stand still with all the others. A context variable tells
+        # threads apart, and also the tasks of one event loop.
+        self._open: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
 
     def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Job.call`."""
-        transaction: Transaction | None = getattr(self._open, "transaction", None)
+        transaction = self._open.get()
         if transaction is not None:
             return transaction.call(function, params)
         return self._pool.call(function, params).dicts()
@@ -233,14 +248,18 @@ class DatabaseContext:
     @contextmanager
     def transaction(self, job: Job[Any]) -> Iterator[Transaction]:
         """See `Job.transaction`."""
-        seconds = self._timeout_for(job.message)
-        with self._pool.settling(job.queue, job.message.receipt, self._on_success, seconds) as transaction:
-            self._open.transaction = transaction
-            try:
-                yield transaction
-            finally:
-                self._open.transaction = None
-        job.mark_settled()
+        seconds = self._timeout_for(job.message) + job.extra_seconds
+        job.in_transaction = True
+        try:
+            with self._pool.settling(job.queue, job.message.receipt, self._on_success, seconds) as transaction:
+                self._open.set(transaction)
+                try:
+                    yield transaction
+                finally:
+                    self._open.set(None)
+            job.mark_settled()
+        finally:
+            job.in_transaction = False
 
     def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int:
         """See `Job.send`."""

@@ -9,6 +9,7 @@ QueueWorkerError
 │   ├── TransportUnavailable   the database cannot be reached: wait and repeat, costs no attempt
 │   └── CallRefused            the database answered with an error (carries its SQLSTATE)
 ├── LeaseLost              the message belongs to another worker by now: write nothing
+├── ChildDied              the child process of a handler ended under it: an attempt that failed
 ├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
 │   └── UnsupportedVersion     the payload says a version that the processor does not know
 ├── TimeLimit              the handler ran longer than it may (also a TimeoutError)
@@ -69,6 +70,10 @@ class CallRefused(TransportError):
 
 class LeaseLost(QueueWorkerError):
     """The lease ended and the message may run elsewhere: nothing may be written for it any more."""
+
+
+class ChildDied(QueueWorkerError):
+    """The process that ran a handler with `isolation="process"` ended by itself; the text names signal or exit code."""
 
 
 class InvalidPayload(QueueWorkerError):

@@ -1,52 +1,38 @@
-"""Runs handlers in threads: parse one message, call the handler, turn what happened into an outcome.
+"""Runs handlers: what all kinds of them share. A run gets its outcome exactly once, whoever is faster.
 
-A thread does no I/O for the queue; it appends to `finished`, and the loop that owns the connection settles.
+Each kind has slots, as many as handlers may run at the same time. What runs in them does no I/O for the queue: outcomes
+are appended to `finished`, and the loop that owns the connection settles.
 """
 
 from __future__ import annotations
 
 import threading
-import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
-from queue import SimpleQueue
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from queue_worker import events
-from queue_worker.errors import TimeLimit
+from queue_worker.errors import QueueWorkerError, TimeLimit
 from queue_worker.judgement import judge
-from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
+from queue_worker.message import ACK, Ack, Message, Outcome, Receipt, Release
 from queue_worker.processor import Job, JobContext, Processor
+from queue_worker.results import result_text
 from queue_worker.retry import RetryPolicy
+from queue_worker.run import Run
 
 
-class Run:
-    """One claimed message on its way through the process.
+class Executor(ABC):
+    """Runs the handler of one processor, at most `concurrency` at a time.
 
-    `lost`: the lease is known to have ended, the handler has been told to stop. `deadline` is when the lease ends by
-    the local monotonic clock, counted from the moment the claim was sent, so it is never too late. `settled`: the
-    handler's transaction has settled the message already.
+    `wake` is called when the loop has something to do; `settle_mark` results are worth waking it while handlers still
+    have work. `results`: what a handler returns is kept. `running` and `stuck` are by slot; a stuck slot is one whose
+    handler outlived its time limit.
     """
 
-    __slots__ = ("claimed", "deadline", "job", "lost", "message", "outcome", "seconds", "settled", "started")
-
-    def __init__(self, message: Message, claimed: float, deadline: float) -> None:
-        self.message = message
-        self.claimed = claimed
-        self.deadline = deadline
-        self.started = 0.0
-        self.seconds = 0.0
-        self.outcome: Outcome | None = None
-        self.settled = False
-        self.lost = False
-        self.job: Job[Any] | None = None
-
-
-class Executor:
-    """A pool of daemon threads for one processor.
-
-    `wake` is called when the loop has something to do; `concurrency` threads are started as they are needed.
-    """
+    stop_seconds = 0.0
+    """How long a handler that was told to stop may take before its slot counts as lost."""
 
     def __init__(
         self,
@@ -57,20 +43,42 @@ class Executor:
         concurrency: int,
         settle_mark: int,
         wake: Callable[[], None],
+        results: bool = False,
     ) -> None:
         self.processor = processor
         self.policy = policy
         self.concurrency = concurrency
         self.context = context
+        self.results = results
         self.finished: deque[Run] = deque()
         self.running: dict[int, Run] = {}
         self.stuck: set[int] = set()
         self._settle_mark = settle_mark
         self._wake = wake
-        self._inbox: SimpleQueue[Run | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._unfinished = 0
+        self._stuck_at = 0.0
+        self._nothing_waits: Callable[[], bool] = lambda: not self.backlog
+
+    # ---------------------------------------------------------------------------------------------- what a kind does
+
+    @abstractmethod
+    def submit(self, runs: list[Run]) -> None:
+        """Hand over claimed messages; each ends in `finished` exactly once."""
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """How many submitted runs wait for a slot."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let idle slots end; running handlers are left alone."""
+
+    def stop_handler(self, slot: int, run: Run) -> None:  # noqa: B027 - most kinds have nothing to do
+        """Stop what runs in `slot` if it is still `run`; a thread cannot be stopped."""
+
+    # ---------------------------------------------------------------------------------------------- what is asked for
 
     @property
     def unfinished(self) -> int:
@@ -78,30 +86,27 @@ class Executor:
         return self._unfinished
 
     @property
-    def backlog(self) -> int:
-        """How many submitted runs wait for a thread."""
-        return self._inbox.qsize()
-
-    @property
     def free(self) -> int:
-        """How many threads are not held by a handler that outlived its time limit."""
+        """How many messages can be under way beside the stuck slots."""
         return self.concurrency - len(self.stuck)
 
-    def submit(self, runs: list[Run]) -> None:
-        """Hand over claimed messages; each ends in `finished` exactly once."""
-        with self._lock:
-            self._unfinished += len(runs)
-        while len(self._threads) < min(self.concurrency, self._unfinished + len(self.stuck)):
-            self._start_thread()
-        for run in runs:
-            self._inbox.put(run)
+    def exhausted(self, now: float) -> bool:
+        """Whether every slot is held by a handler that outlived its time limit and does not end."""
+        return len(self.stuck) >= self.concurrency and now - self._stuck_at >= self.stop_seconds
 
-    def _start_thread(self) -> None:
-        name = f"{self.processor.queue}-{len(self._threads) + 1}"
-        # Daemons: a handler that never returns must not keep the process from ending.
-        thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    @property
+    def stuck_threads(self) -> set[int]:
+        """The threads that handlers without time hold: their database calls may be cut."""
+        return set(self.stuck)
+
+    def live(self) -> list[tuple[int, Run]]:
+        """Return what runs now, as (slot, run)."""
+        return list(self.running.items())
+
+    def _in_slot(self, slot: int, run: Run) -> bool:
+        return self.running.get(slot) is run
+
+    # ---------------------------------------------------------------------------------------------- outcomes
 
     def finish(self, run: Run, outcome: Outcome, *, unstarted: bool = False) -> bool:
         """Give a run its outcome; False when it has one already, so that a late result changes nothing.
@@ -114,74 +119,58 @@ class Executor:
             run.outcome = outcome
             self._unfinished -= 1
         self.finished.append(run)
-        # Natural batching: while threads have work, the loop is woken for a worthwhile number of results only.
-        if self._inbox.empty() or len(self.finished) >= self._settle_mark:
+        # Natural batching: while slots have work, the loop is woken for a worthwhile number of results only.
+        if self._nothing_waits() or len(self.finished) >= self._settle_mark:
             self._wake()
         return True
 
-    def close(self) -> None:
-        """Let idle threads end; running handlers are left alone."""
-        for _ in self._threads:
-            self._inbox.put(None)
-
-    def join(self, seconds: float) -> bool:
-        """Wait up to `seconds` for the threads to end; False when a handler still runs."""
-        end = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
-
-    def _work(self) -> None:
-        me = threading.get_ident()
-        while True:
-            run = self._inbox.get()
-            if run is None:
-                return
-            now = time.monotonic()
-            if not self._begin(run, me, now):
-                continue
-            try:
-                outcome = self._run(run)
-            finally:
-                self.running.pop(me, None)
-            run.seconds = time.monotonic() - now
-            if not self.finish(run, outcome):
-                self.stuck.discard(me)
-                self._wake()
-
-    def _begin(self, run: Run, thread: int, now: float) -> bool:
-        # A lease that ended while the message waited may belong to somebody else by now: do not start it.
+    def _expired(self, run: Run, now: float) -> bool:
+        """Give back a run whose lease ended while it waited: the message may belong to somebody else by now."""
         if now > run.deadline or run.lost:
             self.finish(run, Release())
-            return False
-        with self._lock:
-            # Given back in this very moment: it may run elsewhere already.
-            if run.outcome is not None:
-                return False
-            run.started = now
-            self.running[thread] = run
             return True
+        return False
 
-    def _run(self, run: Run) -> Outcome:
-        message = run.message
-        if events.wanted("message.started"):
-            events.emit("message.started", queue=message.queue, msg_id=message.receipt.msg_id, attempt=message.attempt)
+    def _new_job(self, run: Run, payload: Any) -> Job[Any]:
+        if self.context is None:
+            raise RuntimeError("no database behind this executor")
+        run.job = job = Job(run.message, payload, self.policy.max_attempts_for(run.message), self.context)
+        return job
+
+    def _done(self, run: Run, value: Any) -> Outcome:
+        """Return the outcome of a run whose handler returned `value`; raises for a result that cannot be kept."""
+        if run.job is not None and run.job.settled:
+            run.settled = True
+            if self.results:
+                self._keep(run, partial(result_text, value))
+        elif run.lost:
+            # Its message is gone or somebody else's: nothing of this run may be written.
+            return Release()
+        elif self.results:
+            return Ack(result_text(value))
+        return ACK
+
+    def _keep(self, run: Run, text: Callable[[], str]) -> None:
+        # The message was settled with the handler's rows, before there was a result: it follows, if it can.
+        queue, msg_id = run.message.queue, run.message.receipt.msg_id
         try:
-            payload = self.processor.parse(message.body)
-            if self.context is None:
-                raise RuntimeError("no database behind this executor")
-            run.job = job = Job(message, payload, self.policy.max_attempts_for(message), self.context)
-            self.processor.handler(job)
-            run.settled = job.settled
+            if self.context is not None:
+                params = {"queue": queue, "msg_id": msg_id, "value": text()}
+                self.context.call("queue_worker.keep_result", params)
+        except QueueWorkerError as error:
+            events.emit("message.late_error", queue=queue, msg_id=msg_id, error=str(error))
+
+    def _failed(self, run: Run, error: BaseException) -> Outcome:
+        """Return the outcome of a run whose handler raised `error`."""
+        message = run.message
+        if run.job is not None and run.job.settled:
+            # Its transaction has committed: whatever was raised later cannot undo that.
+            run.settled = True
+            events.emit("message.late_error", queue=message.queue, msg_id=message.receipt.msg_id, error=repr(error))
             return ACK
-        # BaseException: a handler's sys.exit() is a failure of that handler, not the end of the worker's thread.
-        except BaseException as error:
-            if run.job is not None and run.job.settled:
-                # Its transaction has committed: whatever was raised later cannot undo that.
-                run.settled = True
-                events.emit("message.late_error", queue=message.queue, msg_id=message.receipt.msg_id, error=repr(error))
-                return ACK
-            return self.judge(message, error, run.job)
+        if run.lost:
+            return Release()
+        return self.judge(message, error, run.job)
 
     def judge(
         self, message: Message, error: BaseException, job: Job[Any] | None = None, *, hurry: bool = False
@@ -201,42 +190,63 @@ class Executor:
 
         return judge(self.policy, self.processor.error_callbacks, message, error, told, hurry=hurry)
 
+    # ---------------------------------------------------------------------------------------------- from other threads
+
     def time_out(self, now: float) -> None:
-        """Charge every run that has passed its time limit; its thread stays busy, its late result is refused."""
-        for thread, run in list(self.running.items()):
-            limit = self.policy.timeout_for(run.message)
-            if run.job is not None and run.job.settled:
-                continue  # its transaction has committed: nothing is left to charge
-            if run.outcome is None and run.started and now - run.started > limit:
-                # Before finish(): the thread that ends in this moment must find its name among the stuck ones.
-                self.stuck.add(thread)
+        """Charge every run that has passed its time limit; its late result is refused.
+
+        The slot stays busy until the handler ends, which it does soon where it can be stopped.
+        """
+        for slot, run in self.live():
+            job = run.job
+            if run.outcome is not None or not run.started or (job is not None and job.settled):
+                continue  # settled: its transaction has committed, and nothing is left to charge
+            limit = self.policy.timeout_for(run.message) + (job.extra_seconds if job is not None else 0.0)
+            if now - run.started > limit:
+                # Before finish(): the handler that ends in this moment must find its slot among the stuck ones.
+                self.stuck.add(slot)
+                self._stuck_at = now
                 outcome = self._timed_out(run, limit)
-                if not self.finish(run, outcome) or self.running.get(thread) is not run:
-                    self.stuck.discard(thread)
+                if not self.finish(run, outcome) or not self._in_slot(slot, run):
+                    self.stuck.discard(slot)
+                else:
+                    self.stop_handler(slot, run)
 
     def _timed_out(self, run: Run, limit: float) -> Outcome:
         error = TimeLimit(f"the handler ran longer than {limit:g} s")
         return self.judge(run.message, error, run.job, hurry=True)
 
-    def give_back(self, runs: list[Run]) -> None:
+    def give_back(self, runs: Sequence[Run]) -> None:
         """Release those runs that no handler has begun with, uncharged and due at once."""
         for run in runs:
             self.finish(run, Release(), unstarted=True)
 
-    def abandon(self, runs: list[Run], delay: float) -> None:
+    def abandon(self, runs: Sequence[Run], delay: float) -> None:
         """Release runs uncharged, due after `delay` seconds; those that have an outcome keep it."""
         for run in runs:
             self.finish(run, Release(delay))
+        self._stop_all(set(runs))
 
-    def lose(self, run: Run, receipt: Receipt) -> None:
-        """Tell a run that its lease `receipt` is gone, unless it has an outcome or a newer lease."""
+    def lose(self, run: Run, receipt: Receipt, *, cancelled: bool = False) -> None:
+        """Tell a run that its lease `receipt` is gone, unless it has an outcome or a newer lease.
+
+        `cancelled`: because the message was taken out of the queue.
+        """
         with self._lock:
             if run.lost or run.outcome is not None or run.message.receipt != receipt:
                 return
-            if run.job is not None and run.job.settled:
+            # Inside its transaction the row is locked, so nobody can have taken it: it is gone because of the commit.
+            if run.job is not None and (run.job.settled or run.job.in_transaction):
                 return
-            run.lost = True
-        events.emit("message.lease_lost", queue=run.message.queue, msg_id=receipt.msg_id)
+            run.lost, run.cancelled = True, cancelled
+        name = "message.cancelled" if cancelled else "message.lease_lost"
+        events.emit(name, queue=run.message.queue, msg_id=receipt.msg_id)
+        self._stop_all({run})
+
+    def _stop_all(self, runs: set[Run]) -> None:
+        for slot, run in self.live():
+            if run in runs:
+                self.stop_handler(slot, run)
 
     def renew(self, run: Run, message: Message, deadline: float) -> bool:
         """Let a run go on under a new claim of its own message, so that it is not run twice in one process.
@@ -251,32 +261,3 @@ class Executor:
                 return True
         self.lose(run, held.receipt)
         return False
-
-
-_EVENTS = {Ack: "message.done", Retry: "message.retried", DeadLetter: "message.dead", Release: "message.released"}
-
-
-def outcomes_wanted() -> bool:
-    """Whether anybody listens to what becomes of messages."""
-    return any(map(events.wanted, _EVENTS.values()))
-
-
-def announce(queue: str, run: Run) -> None:
-    """Emit what became of a run; its settlement has committed."""
-    outcome, message = run.outcome, run.message
-    name = _EVENTS[type(outcome)]
-    if not events.wanted(name):
-        return
-    fields: dict[str, object] = {
-        "queue": queue,
-        "msg_id": message.receipt.msg_id,
-        "attempt": message.attempt,
-        "seconds": run.seconds,
-    }
-    if run.job is not None:
-        fields["note"] = run.job.note
-    for extra in ("delay", "error", "kind", "reason"):
-        value = getattr(outcome, extra, None)
-        if value is not None and not isinstance(outcome, Release):
-            fields[extra] = value
-    events.emit(name, **fields)

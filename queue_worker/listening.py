@@ -1,15 +1,19 @@
-"""Wakes the loops by NOTIFY; while that connection is away, they poll."""
+"""Wakes the loops by NOTIFY, and passes on what was cancelled; while that connection is away, they poll."""
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from queue_worker.errors import TransportUnavailable
 from queue_worker.pauses import Backoff
 
 _LOOK_SECONDS = 1.0
+
+_CANCEL = re.compile(r"cancel (\S+) ([0-9]{1,18})\Z", re.ASCII)
+"""What SQL `cancel` says; anything else is the name of a queue that has something due."""
 
 
 class Listener(Protocol):
@@ -33,11 +37,12 @@ class Sleeper(Protocol):
 
 
 class Listening:
-    """Runs `listener` for `workers`; one thread calls `run`."""
+    """Runs `listener` for `workers`; one thread calls `run`. `cancelled(queue, msg_id)` is told what was cancelled."""
 
-    def __init__(self, listener: Listener, workers: Sequence[Sleeper]) -> None:
+    def __init__(self, listener: Listener, workers: Sequence[Sleeper], cancelled: Callable[[str, int], None]) -> None:
         self._listener = listener
         self._workers = workers
+        self._cancelled = cancelled
         self._ending = threading.Event()
 
     def run(self) -> None:
@@ -46,9 +51,11 @@ class Listening:
         backoff = Backoff()
         while not self._ending.is_set():
             try:
-                for queue in self._listener.wait(_LOOK_SECONDS):
-                    if queue in by_queue:
-                        by_queue[queue].wake()
+                for said in self._listener.wait(_LOOK_SECONDS):
+                    if said in by_queue:
+                        by_queue[said].wake()
+                    elif found := _CANCEL.match(said):
+                        self._cancelled(found[1], int(found[2]))
                 self._tell(True)
                 backoff.reset()
             except TransportUnavailable:

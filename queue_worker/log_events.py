@@ -26,6 +26,7 @@ LINES = {
     "message.released": ("DEBUG", "given back, no attempt charged"),
     "message.lease_lost": ("WARNING", "lease lost: the message may run elsewhere"),
     "on_error.failed": ("WARNING", "an on_error callback failed, its opinion was ignored"),
+    "message.cancelled": ("INFO", "cancelled while it ran: its handler was told to stop"),
     "message.late_error": ("WARNING", "error after the message was settled"),
     "suspect.started": ("WARNING", "started again: an earlier run ended without an outcome"),
     "database.lost": ("WARNING", "database lost, connecting again"),
@@ -40,6 +41,7 @@ LINES = {
     "migrate": ("INFO", "migrate"),
     "schedule.fired": ("INFO", "scheduled message sent"),
     "schedule.error": ("WARNING", "schedule failed"),
+    "child.failed": ("ERROR", "the process of a handler could not be started"),
     "chore.error": ("WARNING", "housekeeping failed"),
     "keeper.error": ("WARNING", "leases could not be extended"),
 }

@@ -7,8 +7,8 @@ import signal
 import socket
 import threading
 
-from queue_worker.child import ALIVE, HURRY, READY, STOP_INT
 from queue_worker.supervisor import Signals
+from queue_worker.worker_process import ALIVE, HURRY, READY, STOP_INT
 
 
 class ParentLink:

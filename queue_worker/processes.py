@@ -20,10 +20,10 @@ if __name__ == "__main__":
     _package.__path__ = [str(Path(__file__).parent)]
     sys.modules["queue_worker"] = _package
 
-from queue_worker.child import Child, Wishes
 from queue_worker.health import HealthFile
 from queue_worker.manager import Manager
 from queue_worker.plain_log import PlainLog
+from queue_worker.worker_process import Child, Wishes
 
 CRASHED, GRACE_EXCEEDED, RECYCLED, CONFIGURATION = 1, 70, 75, 78
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from watchfiles import Change, watch
 
-from queue_worker.child import Child, Wishes
 from queue_worker.plain_log import PlainLog
 from queue_worker.processes import Plan, worst
+from queue_worker.worker_process import Child, Wishes
 
 _SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
 _LOOK_MILLISECONDS = 200

@@ -17,9 +17,9 @@ from queue_worker.builtin import builtin_processors
 from queue_worker.chores import Housekeeper
 from queue_worker.config import Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
-from queue_worker.executor import Executor
 from queue_worker.health import HealthFile, alive
 from queue_worker.host import Host
+from queue_worker.kinds import Kinds, check
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening, Sleeper
 from queue_worker.processor import App, Job, Processor
@@ -100,10 +100,13 @@ class Service:
         self.database = open_database(settings)
         app = app or App()
         self.processors = processors_of(settings, app)
+        for one in self.processors:
+            check(one)
         self._schedules = list(app.schedules.values())
         self.options = {one.queue: settings.options_for(one.queue, one.options) for one in self.processors}
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.workers: list[QueueWorker] = []
+        self._kinds = Kinds(settings, self.database)
         self._health = HealthFile(settings.state_dir)
         self._host = host or Host()
         self._signals = self._host.signals
@@ -167,14 +170,7 @@ class Service:
         wake = threading.Event()
         policy = RetryPolicy.from_options(options)
         context = DatabaseContext(self.database.pool, options.on_success, policy.timeout_for, self._cancelled)
-        executor = Executor(
-            processor,
-            policy,
-            context,
-            concurrency=options.concurrency,
-            settle_mark=max(1, options.batch_size // 2),
-            wake=wake.set,
-        )
+        executor = self._kinds.executor(processor, policy, context, options, wake.set)
         return QueueWorker(broker, executor, options, self._gate, wake)
 
     def _cancelled(self, job: Job[Any]) -> bool:
@@ -203,7 +199,7 @@ class Service:
             side["scheduler"] = scheduler
             sleepers.append(scheduler)
         if self._listener is not None:
-            side["listener"] = Listening(self._listener, sleepers)
+            side["listener"] = Listening(self._listener, sleepers, keeper.look)
         supervisor = Supervisor(
             self.workers,
             keeper,
@@ -229,7 +225,7 @@ class Service:
             worker.wake()
 
     def _cut_stuck(self) -> None:
-        threads = {thread for worker in self.workers for thread in list(worker.executor.stuck)}
+        threads = {thread for worker in self.workers for thread in worker.executor.stuck_threads}
         self.database.cut_stuck(self.settings.call_timeout_seconds, threads)
 
     def _heartbeat(self) -> Mapping[str, Any]:
@@ -265,6 +261,7 @@ class Service:
         self._host.manager.ready()
 
     def _close(self) -> None:
+        self._kinds.stop()
         for processor in self.processors:
             if processor.close is not None:
                 processor.close()

@@ -180,8 +180,9 @@ class Supervisor:
             if self.signals.count:
                 return 0
             self._tick()
-            if any(len(w.executor.stuck) >= w.executor.concurrency for w in self.workers):
-                events.emit("worker.stuck", queues=[w.queue for w in self.workers if w.executor.free <= 0])
+            now = time.monotonic()
+            if stuck := [w.queue for w in self.workers if w.executor.exhausted(now)]:
+                events.emit("worker.stuck", queues=stuck)
                 return RECYCLED
             if reason := self._recycle():
                 events.emit("worker.recycling", reason=reason)

@@ -13,10 +13,11 @@ from queue_worker.breaker import Breaker, Trip
 from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
-from queue_worker.executor import Executor, Run, announce, outcomes_wanted
+from queue_worker.executor import Executor
 from queue_worker.message import ACK, Ack, DeadLetter
 from queue_worker.outage import Outage
 from queue_worker.pauses import BLOCKED, when_empty, when_limited, when_refused
+from queue_worker.run import Run, announce, outcomes_wanted
 from queue_worker.suspects import ALONE, NONE, SuspectGate
 
 _LOST = attrgetter("lost")

@@ -10,11 +10,13 @@ import pytest
 from queue_worker import Job, events
 from queue_worker.broker import DatabaseContext
 from queue_worker.config import load_settings
-from queue_worker.executor import Executor, Run
+from queue_worker.executor import Executor
 from queue_worker.lease import overdue
 from queue_worker.message import Message, Receipt, Release
 from queue_worker.processor import Processor
 from queue_worker.retry import RetryPolicy
+from queue_worker.run import Run
+from queue_worker.threads import ThreadExecutor
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of, turns
@@ -209,7 +211,7 @@ def held_beside(engine: Engine, door: Door) -> set[int]:
 def executor_of(handler: Any, concurrency: int = 1) -> Executor:
     options = load_settings({"database_url": "postgresql://localhost/x"}).options_for("work", {})
     context = DatabaseContext(None, "archive", lambda message: 60.0, lambda job: False)  # type: ignore[arg-type]
-    return Executor(
+    return ThreadExecutor(
         Processor("work", handler),
         RetryPolicy.from_options(options),
         context,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import select
@@ -42,8 +43,10 @@ def handle(job: Job[dict[str, Any]]) -> None:
 
 def app_of(queues: list[str], options: dict[str, Any]) -> App:
     app = App(builtins=False)
+    module, _, name = options.pop("handler", "tests.worker.scripts.zygote:handle").partition(":")
+    handler = handle if module == "tests.worker.scripts.zygote" else getattr(importlib.import_module(module), name)
     for queue in queues:
-        app.processor(queue, **options)(handle)
+        app.processor(queue, **options)(handler)
     return app
 
 
