@@ -17,6 +17,7 @@ from queue_worker import errors
 from queue_worker.errors import ConfigError
 from queue_worker.message import Message, Release
 from queue_worker.processor import Handler, Processor
+from queue_worker.retry import ORIGIN_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,15 @@ class Task:
 class Failure:
     """What a handler raised, as far as it can cross to another process.
 
-    `name` is the class, `text` what is stored of it; `fields` those of our own exceptions that steer. `release`: it
-    costs no attempt, as the child has found.
+    `name` is the class, `kinds` the names of it and its bases (`retry.kind_name`), `text` what is stored of it;
+    `fields` those of our own exceptions that steer. `release`: it costs no attempt, as the child has found.
     """
 
     name: str
     text: str
     fields: Mapping[str, Any] | None = None
     release: Release | None = None
+    kinds: tuple[str, ...] = ()
 
     def exception(self) -> BaseException:
         """Return an exception that is judged and stored like the original."""
@@ -70,11 +72,13 @@ class Failure:
                 return errors.Reject(reason)
             case "CallRefused", {"sqlstate": state}:
                 return errors.CallRefused(self.text, state)
-            case ("LeaseLost" | "InvalidPayload" | "TransportUnavailable") as name, {}:
+            case ("LeaseLost" | "InvalidPayload" | "UnsupportedVersion" | "TransportUnavailable") as name, {}:
                 ours: BaseException = getattr(errors, name)(self.text)
                 return ours
+        if self.release is not None and self.release.pause is not None:
+            return errors.Unavailable(self.release.reason, delay=self.release.pause)
         # A class of its own with the original's name: in rows and logs it reads as if it were raised here.
-        made: BaseException = type(self.name, (ForeignError,), {})(self.text)
+        made: BaseException = type(self.name, (ForeignError,), {ORIGIN_KINDS: self.kinds})(self.text)
         return made
 
 

@@ -9,11 +9,11 @@ QueueWorkerError
 │   ├── TransportUnavailable   the database cannot be reached: wait and repeat, costs no attempt
 │   └── CallRefused            the database answered with an error (carries its SQLSTATE)
 ├── LeaseLost              the message belongs to another worker by now: write nothing
-├── ChildDied              the child process of a handler ended under it: an attempt that failed
 ├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
 │   └── UnsupportedVersion     the payload says a version that the processor does not know
 ├── TimeLimit              the handler ran longer than it may (also a TimeoutError)
-├── Panic                  what no handler should raise: MemoryError, SystemExit, the death of a child process
+├── Panic                  what no handler should raise: MemoryError, SystemExit
+│   └── ChildDied          the child process of a handler ended under it: an attempt that failed
 └── Steering               raised by a handler to choose the outcome
     ├── Retry              run again after a delay; costs an attempt
     ├── Reject             dead letter at once, with a reason
@@ -72,10 +72,6 @@ class LeaseLost(QueueWorkerError):
     """The lease ended and the message may run elsewhere: nothing may be written for it any more."""
 
 
-class ChildDied(QueueWorkerError):
-    """The process that ran a handler with `isolation="process"` ended by itself; the text names signal or exit code."""
-
-
 class InvalidPayload(QueueWorkerError):
     """The payload cannot be parsed or does not fit the processor's model."""
 
@@ -94,6 +90,10 @@ class Panic(QueueWorkerError):
     A BaseException such as SystemExit, MemoryError, or the death of the child process that ran the handler.
     `__cause__` is what was raised, where something was.
     """
+
+
+class ChildDied(Panic):
+    """The process that ran a handler with `isolation="process"` ended by itself; the text names signal or exit code."""
 
 
 class Steering(QueueWorkerError):

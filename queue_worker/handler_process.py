@@ -31,15 +31,16 @@ from queue_worker.errors import (
     Retry,
     TransportUnavailable,
     Unavailable,
+    UnsupportedVersion,
 )
 from queue_worker.message import Message, Release
 from queue_worker.processor import App, Job, Processor, Transaction
 from queue_worker.results import result_text
-from queue_worker.retry import RetryPolicy, error_text
+from queue_worker.retry import RetryPolicy, error_text, kind_name
 from queue_worker.transport.database import PostgresDatabase
 
 _PR_SET_PDEATHSIG = 1
-_OURS = (Retry, Reject, Unavailable, CallRefused, LeaseLost, InvalidPayload, TransportUnavailable)
+_OURS = (Retry, Reject, Unavailable, CallRefused, LeaseLost, UnsupportedVersion, InvalidPayload, TransportUnavailable)
 
 
 def main(connection: Connection) -> None:
@@ -140,6 +141,7 @@ def failure_of(error: BaseException, policy: RetryPolicy, message: Message) -> F
     """Return what is told of `error`, which the handler of `message` raised."""
     name = type(error).__name__
     try:
+        kinds = tuple(map(kind_name, type(error).__mro__))
         outcome = policy.outcome_for(message, error)
         release = outcome if isinstance(outcome, Release) else None
         ours = next((kind for kind in _OURS if isinstance(error, kind)), None)
@@ -147,7 +149,7 @@ def failure_of(error: BaseException, policy: RetryPolicy, message: Message) -> F
             fields = {key: getattr(error, key) for key in ("reason", "delay", "sqlstate") if hasattr(error, key)}
             failure = Failure(ours.__name__, str(error), fields, release)
         else:
-            failure = Failure(name, error_text(error).removeprefix(name).removeprefix(": "), None, release)
+            failure = Failure(name, error_text(error).removeprefix(name).removeprefix(": "), None, release, kinds)
         pickle.dumps(failure)
         return failure
     except Exception as broken:

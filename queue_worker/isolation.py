@@ -219,7 +219,11 @@ class ProcessExecutor(ThreadExecutor):
             return self._done_as(run, text)
         except Raised as raised:
             failure = raised.failure
-            if failure.release is not None and not (run.lost or (run.job is not None and run.job.settled)):
+            if (
+                failure.release is not None
+                and failure.release.pause is None
+                and not (run.lost or (run.job is not None and run.job.settled))
+            ):
                 return failure.release
             return self._failed(run, failure.exception())
         except BaseException as error:

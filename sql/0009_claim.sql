@@ -137,6 +137,7 @@ begin
         perform pgmq.create(queue_name => create_queue.queue);
     end if;
     perform queue_worker_data.equip(create_queue.queue);
+    perform queue_worker_data.tune(create_queue.queue);
     if create_queue.ordered or state.ordered then
         perform queue_worker_data.equip_ordered(create_queue.queue);
     end if;
