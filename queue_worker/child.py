@@ -140,14 +140,18 @@ def failure_of(error: BaseException, policy: RetryPolicy, message: Message) -> F
     """Return what is told of `error`, which the handler of `message` raised."""
     name = type(error).__name__
     try:
-        outcome = policy.outcome_for(message, error)
-        release = outcome if isinstance(outcome, Release) else None
         ours = next((kind for kind in _OURS if isinstance(error, kind)), None)
         if ours is not None:
             fields = {key: getattr(error, key) for key in ("reason", "delay", "sqlstate") if hasattr(error, key)}
-            failure = Failure(ours.__name__, str(error), fields, release)
+            failure = Failure(ours.__name__, str(error), fields)
         else:
-            failure = Failure(name, error_text(error).removeprefix(name).removeprefix(": "), None, release)
+            outcome = policy.outcome_for(message, error)
+            failure = Failure(
+                name,
+                error_text(error).removeprefix(name).removeprefix(": "),
+                release=outcome if isinstance(outcome, Release) else None,
+                kinds=tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__),
+            )
         pickle.dumps(failure)
         return failure
     except Exception as broken:

@@ -51,14 +51,16 @@ class Task:
 class Failure:
     """What a handler raised, as far as it can cross to another process.
 
-    `name` is the class, `text` what is stored of it; `fields` those of our own exceptions that steer. `release`: it
-    costs no attempt, as the child has found.
+    `name` is the class, `text` what is stored of it; `fields` those of our own exceptions, which are made again.
+    For all others `kinds` are the full names of its classes, the most special first, and `release` is set where it
+    costs no attempt, as only the child can see.
     """
 
     name: str
     text: str
     fields: Mapping[str, Any] | None = None
     release: Release | None = None
+    kinds: tuple[str, ...] = ()
 
     def exception(self) -> BaseException:
         """Return an exception that is judged and stored like the original."""
@@ -74,8 +76,12 @@ class Failure:
                 ours: BaseException = getattr(errors, name)(self.text)
                 return ours
         # A class of its own with the original's name: in rows and logs it reads as if it were raised here.
-        made: BaseException = type(self.name, (ForeignError,), {})(self.text)
+        made: BaseException = type(self.name, (ForeignError,), {ORIGIN_KINDS: self.kinds})(self.text)
         return made
+
+
+ORIGIN_KINDS = "__origin_kinds__"
+"""Attribute of what stands for an exception of another process: the full names of its classes."""
 
 
 class ForeignError(errors.QueueWorkerError):

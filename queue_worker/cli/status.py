@@ -23,7 +23,6 @@ from queue_worker.cli.output import (
     rich_table,
     span,
 )
-from queue_worker.cli.running import print_progress, progress, progress_text
 from queue_worker.cli.values import one_id, queue_name
 from queue_worker.errors import TransportUnavailable, UsageError
 
@@ -53,11 +52,7 @@ def status(
 
 
 def _look(operator: Operator) -> dict[str, list[dict[str, Any]]]:
-    return {
-        "queues": operator.call("list_queues"),
-        "workers": operator.call("list_workers"),
-        "progress": progress(operator),
-    }
+    return {"queues": operator.call("list_queues"), "workers": operator.call("list_workers")}
 
 
 def _rows(found: dict[str, list[dict[str, Any]]]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
@@ -99,7 +94,6 @@ def _print(found: dict[str, list[dict[str, Any]]]) -> None:
         print_table(_WORKER_COLUMNS, workers)
     else:
         print("no workers")
-    print_progress(found["progress"])
 
 
 def _watch(operator: Operator, as_json: bool) -> None:
@@ -162,10 +156,6 @@ def show(
                 f"queue {queue!r} has no message {number}: it never had, or it was deleted when it was done"
                 " (ON_SUCCESS=delete, or the archive's days are over)"
             )
-        if any(row["state"] == "running" for row in rows):
-            for one in progress(operator):
-                if (one["queue"], one["msg_id"]) == (queue, number):
-                    rows[0]["progress"] = f"{progress_text(one)} {one['note']}".rstrip()
     if as_json:
         print_json([{"queue": queue, **row} for row in rows])
         return

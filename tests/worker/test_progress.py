@@ -11,7 +11,6 @@ from queue_worker import Job, LeaseLost, events
 from queue_worker.message import Message, Receipt
 from queue_worker.progress import ProgressReports
 from queue_worker.run import Run
-from tests.blackbox.program import Program
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of
@@ -189,20 +188,3 @@ def test_more_time_is_refused_to_a_run_that_has_lost_its_message(dsn: str, engin
         wait_until(lambda: retried)
         door.open()
         wait_until(lambda: refused)
-
-
-def test_status_and_show_have_it(dsn: str, engine: Engine) -> None:
-    steps = Steps()
-    msg_id = engine.send({})
-    program = Program(DATABASE_URL=dsn)
-    with running(dsn, app_of(steps.handle)):
-        job = wait_until(lambda: steps.job)
-        job.progress(3, 4, "reading")
-        wait_until(lambda: shown(engine))
-        assert "3 of 4 (75 %)" in program.ok("status").out
-        (row,) = program.ok("status", "--json").json["progress"]
-        assert (row["queue"], row["done"], row["total"], row["note"]) == ("work", 3, 4, "reading")
-        assert "3 of 4 (75 %) reading" in program.ok("show", "work", str(msg_id)).out
-        steps.ended.set()
-        wait_until(lambda: engine.count("archive") == 1)
-        assert program.ok("status", "--json").json["progress"] == []
