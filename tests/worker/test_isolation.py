@@ -13,6 +13,7 @@ from typing import IO, Any
 import pytest
 
 from queue_worker import App, Job, LeaseLost, Reject, Retry, Unavailable, events
+from queue_worker.child_protocol import ORIGIN_KINDS
 from queue_worker.config import load_settings
 from queue_worker.config_options import resolve
 from queue_worker.errors import CallRefused, ConfigError, InvalidPayload, TransportUnavailable
@@ -239,3 +240,11 @@ def test_what_steers_is_the_same_on_the_other_side(error: Exception) -> None:
     found = crossed.exception()
     assert type(found) is type(error)
     assert (str(found), vars(found)) == (str(error), vars(error))
+
+
+def test_other_exceptions_keep_the_names_of_their_classes() -> None:
+    message = Message("work", Receipt(1, 1, b"t"), b"{}")
+    policy = RetryPolicy.from_options(resolve("work", ()))
+    found = failure_of(isolated.OwnError("one", "two"), policy, message).exception()
+    assert type(found).__name__ == "OwnError"
+    assert getattr(found, ORIGIN_KINDS)[:2] == ("tests.worker.isolated.OwnError", "builtins.Exception")
