@@ -78,8 +78,9 @@ language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 begin
     if not exists (select from queue_worker_data.queues q where q.queue = check_ordered.queue and q.ordered) then
-        raise exception 'group_key: queue "%" keeps no order; send to one that was made by create_queue(..., ordered => true)',
-            check_ordered.queue using errcode = '22023';
+        raise exception 'group_key: queue "%" is not ordered', check_ordered.queue
+            using errcode = '22023',
+                  hint = pg_catalog.format('select queue_worker.create_queue(%L, ordered => true);', check_ordered.queue);
     end if;
 end $$;
 

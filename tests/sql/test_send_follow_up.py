@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -328,6 +329,21 @@ def test_transactions_that_hold_members_of_two_batches_crosswise_do_not_wait_for
         for connection, receipt in ((one, a1), (two, b1), (one, b2), (two, a2)):
             assert Engine(connection).settle(others=[outcome(receipt)]) == {}
     assert len(sent_after(engine)) == 2
+
+
+def test_two_housekeepers_count_a_member_once(engine: Engine, dsn: str) -> None:
+    send_batch(engine, 3)
+    engine.rows("select pgmq.delete('work', 1::bigint)")
+    engine.rows("alter function queue_worker_data.recount_batches(text) set lock_timeout = '60s'")
+    recount = "select queue_worker_data.recount_batches('work')"
+    waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    with psycopg.connect(dsn) as first, ThreadPoolExecutor(1) as pool:
+        assert first.execute(recount).fetchone() == (1,)
+        second = pool.submit(race, dsn, 1, lambda connection, _: connection.execute(recount).fetchone())
+        wait_until(lambda: engine.value(waits) == 1)
+        first.commit()
+        assert second.result(60) == [(0,)]
+    assert batch(engine) == (3, 0, 1, False)
 
 
 def test_housekeeping_beside_settles_counts_nothing_twice(engine: Engine, dsn: str) -> None:

@@ -164,25 +164,24 @@ RUNNING = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "scope", "answer"), RUNNING)
 @pytest.mark.parametrize("locked", [False, True])
-def test_a_running_message(engine: Engine, dsn: str, mode: str, scope: str, answer: str, locked: bool) -> None:
-    first = send(engine, {"n": 1})
-    held = engine.take_one()
-    before = engine.state(first)
-    with psycopg.connect(dsn) as other:
-        if locked:  # as a handler's own transaction, or a settle that has not committed yet, does
-            other.execute("select queue_worker.hold('work', %s, %s, %s)", held)
-        sent = send(engine, {"n": 2}, unique_mode=mode, unique_scope=scope)
-    assert (sent == first) == (answer == "same")
-    assert engine.state(first) == before
-    assert engine.settle(done=[held]) == {}
-    if answer == "new":
-        # The key has moved on to the new message.
-        assert send(engine, {"n": 3}, unique_mode=mode, unique_scope=scope) == sent
-        assert engine.count("queue") == 1
-    else:
-        assert engine.count("queue") == 0
+def test_a_running_message(engine: Engine, dsn: str, locked: bool) -> None:
+    for mode, scope, answer in RUNNING:
+        one = Engine(engine.connection, f"{mode}_{scope}").create()
+        first = send(one, {"n": 1})
+        held = one.take_one()
+        before = one.state(first)
+        with psycopg.connect(dsn) as other:
+            if locked:  # as a handler's own transaction, or a settle that has not committed yet, does
+                other.execute("select queue_worker.hold(%s, %s, %s, %s)", [one.queue, *held])
+            sent = send(one, {"n": 2}, unique_mode=mode, unique_scope=scope)
+        assert (mode, scope, "same" if sent == first else "new") == (mode, scope, answer)
+        assert one.state(first) == before
+        assert one.settle(done=[held]) == {}
+        if answer == "new":
+            # The key has moved on to the new message.
+            assert send(one, {"n": 3}, unique_mode=mode, unique_scope=scope) == sent
+        assert one.count("queue") == (1 if answer == "new" else 0)
 
 
 def test_a_handler_that_sends_its_own_key_in_its_transaction_sends_a_new_message(engine: Engine) -> None:
@@ -215,44 +214,47 @@ WAYS_OUT: dict[str, Callable[[Engine], Any]] = {
     "archived": lambda engine: engine.settle(done=[engine.take_one()]),
     "deleted": lambda engine: engine.settle(done=[engine.take_one()], on_success="delete"),
     "dead": bury,
-    "pgmq.delete": lambda engine: engine.rows("select pgmq.delete('work', 1::bigint)"),
-    "pgmq.archive": lambda engine: engine.rows("select pgmq.archive('work', 1::bigint)"),
-    "pgmq.purge": lambda engine: engine.rows("select pgmq.purge_queue('work')"),
-    "recreated": lambda engine: (engine.rows("select pgmq.drop_queue('work')"), engine.create(), engine.fill(1)),
+    "pgmq.delete": lambda engine: engine.rows("select pgmq.delete('QUEUE', 1::bigint)"),
+    "pgmq.archive": lambda engine: engine.rows("select pgmq.archive('QUEUE', 1::bigint)"),
+    "pgmq.purge": lambda engine: engine.rows("select pgmq.purge_queue('QUEUE')"),
+    "recreated": lambda engine: (engine.rows("select pgmq.drop_queue('QUEUE')"), engine.create(), engine.fill(1)),
 }
 
 
 @pytest.mark.parametrize("way", WAYS_OUT)
-@pytest.mark.parametrize("mode", MODES)
-def test_the_key_is_free_when_its_message_has_left_the_queue(engine: Engine, way: str, mode: str) -> None:
-    first = send(engine, {"n": 1})
-    written = engine.rows("select * from queue_worker_data.unique_keys")
-    WAYS_OUT[way](engine)
-    assert engine.rows("select * from queue_worker_data.unique_keys") == written
-    others = engine.count("queue")
-    sent = send(engine, {"n": 2}, unique_mode=mode, unique_scope="active")
-    if mode == "unsafe_dedupe" and way == "dead":
-        assert sent == first
-        engine.rows("select queue_worker.discard('work')")
-        sent = send(engine, {"n": 2}, unique_mode=mode)
-    assert engine.count("queue") == others + 1
-    assert engine.value("select message from pgmq.q_work where msg_id = %s", sent) == {"n": 2}
+def test_the_key_is_free_when_its_message_has_left_the_queue(engine: Engine, way: str) -> None:
+    for mode in MODES:
+        one = Engine(engine.connection, mode).create()
+        first = send(one, {"n": 1})
+        written = one.rows("select * from queue_worker_data.unique_keys")
+        WAYS_OUT[way](one)
+        assert one.rows("select * from queue_worker_data.unique_keys") == written
+        others = one.count("queue")
+        sent = send(one, {"n": 2}, unique_mode=mode, unique_scope="active")
+        if mode == "unsafe_dedupe" and way == "dead":
+            assert sent == first
+            one.rows("select queue_worker.discard('QUEUE')")
+            sent = send(one, {"n": 2}, unique_mode=mode)
+        assert one.count("queue") == others + 1
+        assert one.value("select message from pgmq.q_QUEUE where msg_id = %s", sent) == {"n": 2}
 
 
 @pytest.mark.parametrize("way", WAYS_OUT)
-@pytest.mark.parametrize("mode", MODES)
-def test_a_period_answers_the_same_id_whatever_became_of_the_message(engine: Engine, way: str, mode: str) -> None:
-    first = send(engine, unique_seconds=3600)
-    WAYS_OUT[way](engine)
-    others = engine.count("queue")
-    again = send(engine, unique_mode=mode, unique_seconds=3600)
-    if way == "recreated":  # that message never was in this queue
-        assert engine.count("queue") == others + 1
-        return
-    assert again == first
-    assert engine.count("queue") == others
-    engine.rows("update queue_worker_data.unique_keys set until = clock_timestamp()")
-    assert (send(engine, unique_mode=mode, unique_seconds=3600) == first) == (mode == "unsafe_dedupe" and way == "dead")
+def test_a_period_answers_the_same_id_whatever_became_of_the_message(engine: Engine, way: str) -> None:
+    for mode in MODES:
+        one = Engine(engine.connection, mode).create()
+        first = send(one, unique_seconds=3600)
+        WAYS_OUT[way](one)
+        others = one.count("queue")
+        again = send(one, unique_mode=mode, unique_seconds=3600)
+        if way == "recreated":  # that message never was in this queue
+            assert one.count("queue") == others + 1
+            continue
+        assert again == first
+        assert one.count("queue") == others
+        one.rows("update queue_worker_data.unique_keys set until = clock_timestamp()")
+        dead = mode == "unsafe_dedupe" and way == "dead"
+        assert (send(one, unique_mode=mode, unique_seconds=3600) == first) == dead
 
 
 def test_a_period_counts_from_the_first_send_and_ends(engine: Engine) -> None:
