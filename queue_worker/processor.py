@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from queue_worker.config import DECORATOR_OPTIONS, check_queue_name
 from queue_worker.errors import ConfigError, InvalidPayload
 from queue_worker.message import Message
+from queue_worker.sending import explain, payload_of, sql_options
 
 P = TypeVar("P")
 
@@ -101,8 +102,13 @@ class Job(Generic[P]):
         return self._context.transaction(self)
 
     def send(self, queue: str, payload: Any, **options: Any) -> int:
-        """Send a message to `queue` and return its id; `options` are those of SQL `queue_worker.send`."""
-        return self._context.send(queue, payload, options)
+        """Send a message to `queue` and return its id.
+
+        `payload`: a dict, a pydantic model or a dataclass. `options`: see `sending.SendOptions`; the names of SQL
+        `queue_worker.send` (`delay_seconds=60`) work too. Inside `transaction()` the message commits together with it.
+        Raises UsageError.
+        """
+        return self._context.send(queue, payload_of(payload), sql_options(options))
 
     @property
     def cancelled(self) -> bool:
@@ -151,18 +157,9 @@ class Processor:
         try:
             return self._adapter.validate_json(body)
         except ValidationError as error:
-            raise InvalidPayload(_explain(error)) from None
+            raise InvalidPayload(explain(error)) from None
         except (ValueError, RecursionError) as error:
             raise InvalidPayload(f"the payload cannot be parsed: {type(error).__name__}: {error}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    # include_input=False: the text ends in logs and rows, and a payload may hold secrets.
-    parts = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False)[:10]:
-        where = ".".join(str(step) for step in item["loc"]) or "payload"
-        parts.append(f"{where}: {item['msg']}")
-    return "; ".join(parts)
 
 
 class App:
