@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from queue_worker.config import DECORATOR_OPTIONS, check_queue_name
-from queue_worker.errors import ConfigError, InvalidPayload
+from queue_worker.errors import ConfigError, InvalidPayload, UsageError
+from queue_worker.ledger import UnknownPolicy, call_once
 from queue_worker.message import Message
-from queue_worker.sending import explain, payload_of, sql_options
+from queue_worker.sending import payload_of, sql_options
 
 P = TypeVar("P")
 
@@ -57,6 +59,7 @@ class Job(Generic[P]):
 
     __slots__ = (
         "_context",
+        "_inside",
         "_settled",
         "attempt",
         "headers",
@@ -79,6 +82,7 @@ class Job(Generic[P]):
         self.note: dict[str, Any] = {}
         self._context = context
         self._settled = False
+        self._inside = False
 
     @property
     def key(self) -> str:
@@ -99,7 +103,33 @@ class Job(Generic[P]):
         on exit when it was lost meanwhile; then nothing of the block is kept. The block must be short, and the
         last thing that the handler does: after it the message is done.
         """
-        return self._context.transaction(self)
+        return self._transaction()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
+        with self._context.transaction(self) as transaction:
+            self._inside = True
+            try:
+                yield transaction
+            finally:
+                self._inside = False
+
+    def once(self, key: str, fn: Callable[..., Any], /, *args: Any, unknown: UnknownPolicy = "raise") -> Any:
+        """Call `fn(key, *args)`, an outside call, unless the ledger says that it is done; returns its value as JSON.
+
+        `key` names the call over all messages and runs, so put the business id in it (`order:7:charge`); `fn` gives it
+        to the provider as idempotency key. It is recorded before the call and after it: `done` is never called again,
+        an exception of `fn` means that it did not take place and the next run calls again. Where a run died over the
+        call, or `fn` raised OutcomeUnknown, nobody knows: with `unknown="raise"` a person must look (dead letter), with
+        `"retry"` it is called again under the same key, for providers that drop repeats. `args` are JSON data.
+
+        Raises KeyReuse where the key was used with other `args` (without `args`: for another payload), OutcomeUnknown,
+        UsageError inside `transaction()`, and what `fn` raises.
+        """
+        if self._inside:
+            raise UsageError("once: call it before job.transaction(), the reservation must commit before the call")
+        compared = list(args) if args else from_json(self.message.body or "null")
+        return call_once(self._context.call, key, fn, args, compared, unknown)
 
     def send(self, queue: str, payload: Any, **options: Any) -> int:
         """Send a message to `queue` and return its id.
@@ -157,9 +187,18 @@ class Processor:
         try:
             return self._adapter.validate_json(body)
         except ValidationError as error:
-            raise InvalidPayload(explain(error)) from None
+            raise InvalidPayload(_explain(error)) from None
         except (ValueError, RecursionError) as error:
             raise InvalidPayload(f"the payload cannot be parsed: {type(error).__name__}: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    # include_input=False: the text ends in logs and rows, and a payload may hold secrets.
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:10]:
+        where = ".".join(str(step) for step in item["loc"]) or "payload"
+        parts.append(f"{where}: {item['msg']}")
+    return "; ".join(parts)
 
 
 class App:

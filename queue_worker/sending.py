@@ -11,14 +11,14 @@ from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from queue_worker.durations import Duration, whole_seconds
-from queue_worker.errors import UsageError
+from queue_worker.errors import InvalidPayload, UsageError
 
-UniqueMode = Literal["keep", "replace", "preserve_run_at"]
-UniqueScope = Literal["waiting", "active", "period"]
+UniqueMode = Literal["keep", "replace", "preserve_run_at", "unsafe_dedupe"]
+UniqueScope = Literal["waiting", "active"]
 
 _INT4 = 2**31 - 1
 
@@ -138,14 +138,13 @@ def _headers(value: Any) -> dict[str, Any]:
     return data
 
 
-def payload_of(payload: Any, adapter: TypeAdapter[Any] | None = None) -> dict[str, Any]:
+def payload_of(payload: Any, check: Callable[[str], Any] | None = None) -> dict[str, Any]:
     """Return a payload as JSON data; raises UsageError with one line that names the field, never its value.
 
-    Takes a mapping, a pydantic model or a dataclass. With `adapter`, the type of the consumer, it must fit that.
+    Takes a mapping, a pydantic model or a dataclass. `check` is how the consumer reads it: it takes JSON text and
+    raises InvalidPayload.
     """
-    if adapter is not None:
-        payload = _fitted(payload, adapter)
-    elif not isinstance(payload, (Mapping, BaseModel)) and not _is_dataclass(payload):
+    if not isinstance(payload, (Mapping, BaseModel)) and not _is_dataclass(payload):
         raise UsageError(f"a payload is a dict, a pydantic model or a dataclass, not {type(payload).__name__}")
     data = to_json_data(payload, "the payload")
     if not isinstance(data, dict):
@@ -154,6 +153,11 @@ def payload_of(payload: Any, adapter: TypeAdapter[Any] | None = None) -> dict[st
     # pydantic writes NaN as null in some places, which would change the message without a word.
     if "null" in text and _holds_nan(payload):
         raise UsageError("the payload cannot be written as JSON: it holds NaN or Infinity")
+    if check is not None:
+        try:
+            check(text)
+        except InvalidPayload as error:
+            raise UsageError(f"the payload does not fit its processor: {error}") from None
     return data
 
 
@@ -171,22 +175,6 @@ def _holds_nan(value: Any) -> bool:
 
 def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _fitted(payload: Any, adapter: TypeAdapter[Any]) -> Any:
-    try:
-        return adapter.validate_python(payload)
-    except ValidationError as error:
-        raise UsageError(f"the payload does not fit its processor: {explain(error)}") from None
-
-
-def explain(error: ValidationError) -> str:
-    """Return what is wrong as `field: message; ...`, without the values: the text ends in logs and rows."""
-    parts = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False)[:10]:
-        where = ".".join(str(step) for step in item["loc"]) or "payload"
-        parts.append(f"{where}: {item['msg']}")
-    return "; ".join(parts)
 
 
 def to_json_data(value: Any, what: str) -> Any:

@@ -7,10 +7,10 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from queue_worker import embedded, events
+from queue_worker import events
 from queue_worker._version import __version__
 from queue_worker.broker import Broker, DatabaseContext
 from queue_worker.builtin import builtin_processors
@@ -18,53 +18,17 @@ from queue_worker.chores import Chore, Housekeeper
 from queue_worker.config import QueueOptions, Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.executor import Executor
-from queue_worker.health import HealthFile, alive
+from queue_worker.health import HealthFile
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening
+from queue_worker.opening import open_database
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.startup import prepare
 from queue_worker.supervisor import Side, Signals, Supervisor
 from queue_worker.suspects import SuspectGate
 from queue_worker.transport import Transport
-from queue_worker.transport.database import PostgresDatabase
 from queue_worker.worker import QueueWorker
-
-
-def conninfo_of(settings: Settings) -> Callable[[], str]:
-    """Return a function that tells where the database is, and brings an embedded one back that died.
-
-    Raises ConfigError when no database is set.
-    """
-    settings.require_database()
-    if settings.transport == "supabase":
-        raise ConfigError("this version needs a Postgres URL: set DATABASE_URL (Supabase: Connect > Session pooler)")
-    if settings.transport == "postgres":
-        dsn = settings.dsn or ""
-        return lambda: dsn
-    return _Embedded(settings)
-
-
-class _Embedded:
-    def __init__(self, settings: Settings) -> None:
-        self._root = settings.state_dir
-        self._server: embedded.EmbeddedServer | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self) -> str:
-        with self._lock:
-            if self._server is None or not alive(self._server.pid):
-                # The new share is taken before the old one is dropped, so that the server never looks unused.
-                old, self._server = self._server, embedded.ensure(self._root)
-                if old is not None:
-                    old.close()
-            return self._server.url
-
-
-def open_database(settings: Settings) -> PostgresDatabase:
-    """Return the database that the settings name; raises ConfigError."""
-    pooler = {"auto": None, "yes": True, "no": False}[settings.pooler]
-    return PostgresDatabase(conninfo_of(settings), pooler=pooler, pool_size=settings.transaction_pool_size)
 
 
 def processors_of(settings: Settings, app: App) -> list[Processor]:
@@ -97,6 +61,7 @@ class Service:
         self.options = {one.queue: settings.options_for(one.queue, one.options) for one in self.processors}
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.workers: list[QueueWorker] = []
+        self.ready = threading.Event()
         self._health = HealthFile(settings.state_dir)
         self._signals = Signals()
         self._supervisor: Supervisor | None = None
@@ -107,8 +72,11 @@ class Service:
         """Ask for a stop, as the first signal does."""
         self._signals.request()
 
-    def run(self) -> int:
-        """Prepare the database, run, stop; returns the exit code. Raises ConfigError before anything is claimed."""
+    def run(self, *, guest: bool = False) -> int:
+        """Prepare the database, run, stop; returns the exit code. Raises ConfigError before anything is claimed.
+
+        `guest`: inside another program, whose process is left as it is; then call it on a thread of its own.
+        """
         try:
             with self._signals.installed():
                 with self.database.watched(self.settings.call_timeout_seconds):
@@ -117,13 +85,17 @@ class Service:
                     return 0
                 self.workers = [self._worker(processor) for processor in self.processors]
                 supervisor = self._supervise()
-                self._announce()
-                # A batch of messages sets off full collections, which would walk every imported module: 20 ms a batch.
-                gc.collect()
-                gc.freeze()
+                self._announce(guest)
+                if not guest:
+                    # A batch of messages sets off full collections, which would walk every imported module: 20 ms a
+                    # batch.
+                    gc.collect()
+                    gc.freeze()
+                self.ready.set()
                 return supervisor.run()
         finally:
-            gc.unfreeze()
+            if not guest:
+                gc.unfreeze()
             self._close()
 
     # ---------------------------------------------------------------------------------------------- before the loops
@@ -216,7 +188,7 @@ class Service:
             "busy": sum(worker.busy for worker in self.workers),
         }
 
-    def _announce(self) -> None:
+    def _announce(self, guest: bool) -> None:
         lines = [
             {
                 "queue": one.queue,
@@ -235,7 +207,8 @@ class Service:
             queues=lines,
         )
         self._health.report(True, queues=[one.queue for one in self.processors])
-        tell_pm2_ready()
+        if not guest:
+            tell_pm2_ready()
 
     def _close(self) -> None:
         for processor in self.processors:

@@ -9,9 +9,8 @@ import json
 import struct
 from typing import Any
 
-import psycopg
 from psycopg import pq
-from psycopg.abc import Buffer
+from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.types.json import Jsonb, set_json_loads
 from pydantic_core import from_json
@@ -88,15 +87,15 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def register(connection: psycopg.Connection[Any], *, receipts: bool) -> None:
-    """Teach a connection our types. `receipts`: it serves the engine, so timestamps come back as `Stamp`."""
-    adapters = connection.adapters
+def register(context: AdaptContext, *, receipts: bool) -> None:
+    """Teach a connection, or one cursor, our types. `receipts`: for the engine, so timestamps come back as `Stamp`."""
+    adapters = context.adapters
     ours = ((Stamp, _StampDumper), (Stamps, _StampsDumper), (BigInts, _BigIntsDumper), (Ints, _IntsDumper))
     for kind, dumper in ours:
         adapters.register_dumper(kind, dumper)
     if receipts:
         adapters.register_loader(_TIMESTAMPTZ, _StampLoader)
-    set_json_loads(load_json, context=connection)
+    set_json_loads(load_json, context=context)
 
 
 def to_sql(value: Any) -> Any:
