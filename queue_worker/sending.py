@@ -95,8 +95,8 @@ def sql_options(options: Mapping[str, Any], now: Callable[[], datetime] = _utc_n
 
 def _option(name: str, value: Any, now: Callable[[], datetime]) -> tuple[str, Any]:
     """Return the SQL name of one option, and its value."""
-    if name in _DURATIONS:
-        return _DURATIONS[name], whole_seconds(value, name)
+    if name in _DURATIONS or name in _DURATIONS.values():
+        return _DURATIONS.get(name, name), whole_seconds(value, name)
     if name == "expires_in":
         # Computed here: the deadline is the sender's, however long the message travels.
         return "expires_at", now() + timedelta(seconds=whole_seconds(value, name))
@@ -104,7 +104,7 @@ def _option(name: str, value: Any, now: Callable[[], datetime]) -> tuple[str, An
         return name, _moment(value, name)
     if name == "headers":
         return name, _headers(value)
-    if name in ("priority", "max_attempts") or name.endswith("_seconds"):
+    if name in ("priority", "max_attempts"):
         if isinstance(value, bool) or not isinstance(value, int) or not -_INT4 <= value <= _INT4:
             raise UsageError(f"{name} must be a whole number, not {value!r:.40}")
     elif not isinstance(value, str):
