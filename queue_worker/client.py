@@ -15,7 +15,7 @@ from queue_worker.ledger import UnknownPolicy, call_once
 from queue_worker.processor import Processor
 from queue_worker.sending import Outgoing, SendOptions, payload_of, sql_options, to_json_data
 from queue_worker.source import Source, mistake
-from queue_worker.transport import Rows
+from queue_worker.transport import JsonArray, Rows
 
 if TYPE_CHECKING:
     from queue_worker.fetched import Fetched, Fetcher
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
 """Pauses between two looks for a result, in seconds: growing, so that a long wait costs little."""
-
-_OVER = ("done", "archived", "dead")
 
 
 class Queue:
@@ -85,11 +83,12 @@ class Queue:
         Each of `messages` is a payload, or `Outgoing(payload, delay=...)` with options of its own; `options` are for
         all. `then=(queue, payload)`: sent when all of them have ended. Raises what `send` raises.
         """
-        params: dict[str, Any] = {"queue": self.name, "messages": [self._item(one, options) for one in messages]}
+        items = JsonArray(self._item(one, options) for one in messages)
+        params: dict[str, Any] = {"queue": self.name, "messages": items}
         if then is not None:
             queue, payload = then
             params |= {"then_queue": check_queue_name(queue), "then_payload": payload_of(payload)}
-        if not params["messages"] and then is None:
+        if not items and then is None:
             return []
         return [int(row[0]) for row in self.source.call("send_batch", params, connection).rows]
 
@@ -109,7 +108,8 @@ class Queue:
     def result(self, msg_id: int, *, timeout: Duration = 30) -> Any:
         """Wait until a message is done and return what its handler returned; None where the queue keeps no results.
 
-        Raises JobFailed when it is a dead letter, TimeoutError after `timeout`, UsageError for an id that is nowhere.
+        Raises JobFailed when it is a dead letter or cancelled, TimeoutError after `timeout`, UsageError for an id that
+        is nowhere.
         """
         return self.wait([msg_id], timeout=timeout)[0]
 
@@ -121,24 +121,23 @@ class Queue:
     def _wait(self, msg_id: int, end: float) -> Any:
         pause = _SHORTEST_LOOK
         while True:
-            rows = self.source.call("result", {"queue": self.name, "msg_id": msg_id}).dicts()
-            if not rows or rows[0]["state"] is None:
-                raise UsageError(f"message {msg_id} of queue {self.name!r} is nowhere: cancelled, purged or pruned")
-            row = rows[0]
-            if row["state"] == "dead":
-                raise self._failure(msg_id)
-            if row["state"] in _OVER:
-                return row["value"]
+            (row,) = self.source.call("result", {"queue": self.name, "msg_id": msg_id}).dicts()
+            match row["state"]:
+                case "done":
+                    return row["value"]
+                case "dead":
+                    raise JobFailed(msg_id, row["reason"], row["error"])
+                case "cancelled":
+                    raise JobFailed(msg_id, "cancelled", "somebody cancelled it")
+                case "unknown":
+                    raise UsageError(
+                        f"queue {self.name!r} has no message {msg_id}: purged, pruned or deleted when done"
+                    )
             left = end - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"message {msg_id} of queue {self.name!r} is still {row['state']}")
             threading.Event().wait(min(pause, left))
             pause = min(pause * 1.5, _LONGEST_LOOK)
-
-    def _failure(self, msg_id: int) -> JobFailed:
-        rows = self.source.call("message", {"queue": self.name, "msg_id": msg_id}).dicts()
-        found = rows[0] if rows else {}
-        return JobFailed(msg_id, found.get("reason") or "dead", found.get("error") or "")
 
     # --------------------------------------------------------------------------------------------------------- fetch
 

@@ -73,10 +73,16 @@ class Fetched:
             # Here, so that a program which only registers handlers does not load the driver.
             from queue_worker.transport.sharing import settle_in
 
-            settle_in(connection, self.queue, self._message.receipt, self._on_success)
+            settle_in(connection, self.queue, self._message.receipt, self._on_success, counted=self._counted)
             self.ended = True
             return
-        self._settle(Ack(text))
+        # An empty text keeps nothing, but is counted where a plain Ack is not looked at.
+        self._settle(Ack("" if text is None and self._counted else text))
+
+    @property
+    def _counted(self) -> bool:
+        """Whether the message is one of a batch that something follows."""
+        return "batch" in self.headers
 
     def retry(self, delay: Duration | None = None, error: str = "retry requested") -> None:
         """The attempt failed and counts; due again after `delay` (None: the queue's series), or dead after the last."""

@@ -15,7 +15,7 @@ from psycopg.adapt import Dumper, Loader
 from psycopg.types.json import Jsonb, set_json_loads
 from pydantic_core import from_json
 
-from queue_worker.transport import BigInts, Ints, Stamps
+from queue_worker.transport import BigInts, Ints, JsonArray, Stamps
 
 _TIMESTAMPTZ, _TIMESTAMPTZ_ARRAY, _INT8_ARRAY, _INT4_ARRAY = 1184, 1185, 1016, 1007
 _INT8, _INT4 = 20, 23
@@ -100,6 +100,6 @@ def register(context: AdaptContext, *, receipts: bool) -> None:
 
 def to_sql(value: Any) -> Any:
     """Wrap what must travel as JSON: dictionaries, and lists of them."""
-    if isinstance(value, dict) or (type(value) is list and value and isinstance(value[0], dict)):
+    if isinstance(value, (dict, JsonArray)) or (type(value) is list and value and isinstance(value[0], dict)):
         return Jsonb(value, dumps=dump_json)
     return value

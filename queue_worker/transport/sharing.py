@@ -67,9 +67,13 @@ def call_in(given: Any, function: str, params: Mapping[str, Any]) -> Rows:
         raise translate(error, connection) from None
 
 
-def settle_in(given: Any, queue: str, receipt: Receipt, on_success: str) -> None:
-    """Settle a message as done in the caller's transaction; raises LeaseLost, and then nothing may be committed."""
-    raise_missed(call_in(given, "queue_worker.settle", done_arguments(queue, receipt, on_success)), queue, receipt)
+def settle_in(given: Any, queue: str, receipt: Receipt, on_success: str, *, counted: bool) -> None:
+    """Settle a message as done in the caller's transaction; raises LeaseLost, and then nothing may be committed.
+
+    `counted`: it is one of a batch that something follows.
+    """
+    params = done_arguments(queue, receipt, on_success, counted=counted)
+    raise_missed(call_in(given, "queue_worker.settle", params), queue, receipt)
 
 
 async def call_in_async(given: Any, function: str, params: Mapping[str, Any]) -> Rows:

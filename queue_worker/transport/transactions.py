@@ -223,15 +223,20 @@ def _settle(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, o
     raise_missed(missed, queue, receipt)
 
 
-def done_arguments(queue: str, receipt: Receipt, on_success: str) -> dict[str, Any]:
-    """Return the arguments of SQL `settle` for one message that is done."""
-    return {
+def done_arguments(queue: str, receipt: Receipt, on_success: str, *, counted: bool = False) -> dict[str, Any]:
+    """Return the arguments of SQL `settle` for one message that is done.
+
+    `counted`: it is one of a batch that something follows, so it is settled as a result, which keeps nothing here.
+    """
+    prefix = "other" if counted else "done"
+    found = {
         "queue": queue,
-        "done_ids": BigInts([receipt.msg_id]),
-        "done_cts": Ints([receipt.read_ct]),
-        "done_ats": Stamps([receipt.enqueued_at]),
+        f"{prefix}_ids": BigInts([receipt.msg_id]),
+        f"{prefix}_cts": Ints([receipt.read_ct]),
+        f"{prefix}_ats": Stamps([receipt.enqueued_at]),
         "on_success": on_success,
     }
+    return {**found, "kinds": ["result"], "delays": [0.0], "reasons": [""], "errors": [""]} if counted else found
 
 
 def raise_missed(missed: Rows, queue: str, receipt: Receipt) -> None:

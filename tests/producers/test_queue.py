@@ -136,9 +136,7 @@ def test_nothing_is_read_or_opened_before_the_first_use(
     assert connections(db) == 1
 
 
-def test_all_queues_of_one_database_share_a_small_pool(
-    db: psycopg.Connection[Any], engine: Engine, dsn: str
-) -> None:
+def test_all_queues_of_one_database_share_a_small_pool(db: psycopg.Connection[Any], engine: Engine, dsn: str) -> None:
     queues = [Queue("work", database=dsn) for _ in range(20)]
     threads = [threading.Thread(target=queue.send, args=({},)) for queue in queues]
     for thread in threads:
@@ -216,9 +214,9 @@ def test_mistakes_are_one_line_of_their_own_kind(engine: Engine, empty_dsn: str)
         Queue("Bad Name")
     with pytest.raises(QueueNotFound, match='queue "nowhere" does not exist'):
         Queue("nowhere").send({})
-    with pytest.raises(UsageError, match="payload is .* bytes, the limit is 262144"):
+    with pytest.raises(UsageError, match=r"payload is \d+ bytes, the limit is 262144"):
         Queue("work").send({"a": "x" * 300_000})
-    with pytest.raises(UsageError, match=r"database must be a URL or a psycopg_pool\.ConnectionPool, not builtins\.int"):
+    with pytest.raises(UsageError, match=r"must be a URL or a psycopg_pool\.ConnectionPool, not builtins\.int"):
         Queue("work", database=5).send({})  # type: ignore[arg-type]
     with pytest.raises(SchemaError, match="run `queue-worker migrate`"):
         Queue("work", database=empty_dsn).send({})

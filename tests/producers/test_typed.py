@@ -87,9 +87,7 @@ def test_one_function_serves_two_queues(engine: Engine) -> None:
     assert engine.count("queue") == 1
 
 
-def test_the_app_names_the_database_of_its_producers(
-    engine: Engine, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_app_names_the_database_of_its_producers(engine: Engine, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://postgres@127.0.0.1:1/none")
     app = App(builtins=False, database=dsn)
 
