@@ -92,6 +92,12 @@ class Running:
     ) -> None:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
+    def wait(self, timeout: Duration | None = None) -> bool:
+        """Wait until the worker has ended by itself; False when it still runs after `timeout` (None: no limit)."""
+        if self._thread is not None:
+            self._thread.join(None if timeout is None else seconds(timeout, "timeout"))
+        return not self.alive
+
     def stop(self) -> None:
         """Stop the worker: unstarted messages go back, running handlers get the grace; returns when it has ended."""
         if self._service is None or self._thread is None:

@@ -147,6 +147,16 @@ def test_a_database_that_does_not_come_is_given_up_with_the_reason(engine: Engin
         pytest.fail("began")
 
 
+def test_waiting_ends_with_a_worker_that_ends_by_itself(engine: Engine) -> None:
+    app, handle, done = make_app()
+    with app.running() as worker:
+        assert not worker.wait("0s")
+    handle.send({"n": 1})
+    with app.running(burst=True) as worker:
+        assert worker.wait("1 minute")
+    assert done == [1]
+
+
 def test_an_exception_of_the_block_stops_the_worker_and_goes_on(engine: Engine) -> None:
     app, _, _ = make_app()
     with pytest.raises(ZeroDivisionError), app.running() as worker:
