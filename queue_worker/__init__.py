@@ -4,6 +4,7 @@ from queue_worker._version import __version__
 from queue_worker.app import App, Producer
 from queue_worker.client import Queue, close, once
 from queue_worker.errors import (
+    CallUnderWay,
     JobFailed,
     KeyReuse,
     LeaseLost,
@@ -18,6 +19,7 @@ from queue_worker.sending import Outgoing
 
 __all__ = [
     "App",
+    "CallUnderWay",
     "Job",
     "JobFailed",
     "KeyReuse",

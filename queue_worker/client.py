@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -169,6 +170,7 @@ def once(
     /,
     *args: Any,
     unknown: UnknownPolicy = "raise",
+    within: Duration = "2 minutes",
     database: str | AnyPool | None = None,
 ) -> Any:
     """Call `fn(key, *args)` unless it is recorded as done; `Job.once` for programs that are no worker.
@@ -180,7 +182,7 @@ def once(
     def call(function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         return source.transport().call(function, params).dicts()
 
-    return call_once(call, key, fn, args, list(args), unknown)
+    return call_once(call, uuid.uuid4().hex, key, fn, args, list(args), unknown, within)
 
 
 def close() -> None:

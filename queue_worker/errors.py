@@ -13,6 +13,7 @@ QueueWorkerError
 ├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
 └── Steering               raised by a handler to choose the outcome
     ├── Retry              run again after a delay; costs an attempt
+    │   └── CallUnderWay   somebody else is at the call of this `once`
     ├── Reject             dead letter at once, with a reason
     │   ├── KeyReuse       a key of `once` was used before with other arguments
     │   └── OutcomeUnknown nobody knows whether an outside call took place: a person must look
@@ -96,6 +97,10 @@ class Retry(Steering):
         super().__init__(reason)
         self.reason = reason
         self.delay = delay
+
+
+class CallUnderWay(Retry):
+    """Somebody else is at the outside call of this key of `once`; `delay` is when that is over at the latest."""
 
 
 class Reject(Steering):

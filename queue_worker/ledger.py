@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from queue_worker.errors import CallRefused, KeyReuse, OutcomeUnknown, TransportUnavailable, UsageError
+from queue_worker.durations import Duration, seconds
+from queue_worker.errors import CallRefused, CallUnderWay, KeyReuse, OutcomeUnknown, TransportUnavailable, UsageError
 from queue_worker.message import clean_text
 from queue_worker.sending import fingerprint, json_text, to_json_data
 
@@ -24,21 +25,33 @@ _RECORD_SECONDS = 20.0
 
 
 def call_once(
-    call: Call, key: str, fn: Callable[..., Any], args: Sequence[Any], compared: Any, unknown: UnknownPolicy
+    call: Call,
+    owner: str,
+    key: str,
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    compared: Any,
+    unknown: UnknownPolicy,
+    within: Duration,
 ) -> Any:
     """Call `fn(key, *args)` unless its outcome is recorded, and return what it returned, as JSON data.
 
-    `compared` is what must be the same whenever the key is used. See `Job.once`.
+    `owner` is equal for two runs of which the earlier one is over. `compared` is what must be the same whenever the key
+    is used. See `Job.once`.
     """
     if unknown not in ("raise", "retry"):
         raise UsageError(f"once: unknown must be 'raise' or 'retry', not {unknown!r:.40}")
     digest = fingerprint(to_json_data(compared, "once: an argument"), "once: an argument")
-    try:
-        (before,) = call("queue_worker.once_reserve", {"key": key, "request_hash": digest, "again": unknown == "retry"})
-    except CallRefused as error:
-        if error.sqlstate == _KEY_REUSE:
-            raise KeyReuse(f"key_reuse: {key!r:.80} was used before with other arguments") from None
-        raise UsageError(f"once: {error}") if error.sqlstate == "22023" else error from None
+    before = _reserve(
+        call,
+        {
+            "key": key,
+            "request_hash": digest,
+            "owner": owner,
+            "hold_seconds": seconds(within, "once: within"),
+            "again": unknown == "retry",
+        },
+    )
     if before["state"] == "done":
         return before["value"]
     if before["state"] == "unknown" and unknown == "raise":
@@ -47,6 +60,21 @@ def call_once(
             " queue_worker.once_finish(key, 'done' or 'failed', value), then redrive the message"
         )
     return _made(call, key, fn, args)
+
+
+def _reserve(call: Call, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what was known of the key before; raises KeyReuse, CallUnderWay or UsageError."""
+    key = params["key"]
+    try:
+        (before,) = call("queue_worker.once_reserve", params)
+    except CallRefused as error:
+        if error.sqlstate == _KEY_REUSE:
+            raise KeyReuse(f"key_reuse: {key!r:.80} was used before with other arguments") from None
+        raise UsageError(f"once: {error}") if error.sqlstate == "22023" else error from None
+    if before["state"] == "busy":
+        # A second later, so that it does not come a moment too soon.
+        raise CallUnderWay(f"somebody else is at the call {key!r:.80}", delay=before["busy_seconds"] + 1.0)
+    return before
 
 
 def _made(call: Call, key: str, fn: Callable[..., Any], args: Sequence[Any]) -> Any:

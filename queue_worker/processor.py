@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from queue_worker.config import DECORATOR_OPTIONS, check_queue_name
+from queue_worker.durations import Duration
 from queue_worker.errors import ConfigError, InvalidPayload, UsageError
 from queue_worker.ledger import UnknownPolicy, call_once
 from queue_worker.message import Message
@@ -114,22 +115,32 @@ class Job(Generic[P]):
             finally:
                 self._inside = False
 
-    def once(self, key: str, fn: Callable[..., Any], /, *args: Any, unknown: UnknownPolicy = "raise") -> Any:
+    def once(
+        self,
+        key: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        unknown: UnknownPolicy = "raise",
+        within: Duration = "2 minutes",
+    ) -> Any:
         """Call `fn(key, *args)`, an outside call, unless the ledger says that it is done; returns its value as JSON.
 
         `key` names the call over all messages and runs, so put the business id in it (`order:7:charge`); `fn` gives it
         to the provider as idempotency key. It is recorded before the call and after it: `done` is never called again,
         an exception of `fn` means that it did not take place and the next run calls again. Where a run died over the
         call, or `fn` raised OutcomeUnknown, nobody knows: with `unknown="raise"` a person must look (dead letter), with
-        `"retry"` it is called again under the same key, for providers that drop repeats. `args` are JSON data.
+        `"retry"` it is called again under the same key, for providers that drop repeats. `args` are JSON data. `within`
+        is how long the call may take: so long another message with the same key stands back (Retry).
 
         Raises KeyReuse where the key was used with other `args` (without `args`: for another payload), OutcomeUnknown,
-        UsageError inside `transaction()`, and what `fn` raises.
+        CallUnderWay, UsageError inside `transaction()`, and what `fn` raises.
         """
         if self._inside:
             raise UsageError("once: call it before job.transaction(), the reservation must commit before the call")
         compared = list(args) if args else from_json(self.message.body or "null")
-        return call_once(self._context.call, key, fn, args, compared, unknown)
+        # An earlier run of this very message is over: its lease has ended.
+        return call_once(self._context.call, self.key, key, fn, args, compared, unknown, within)
 
     def send(self, queue: str, payload: Any, **options: Any) -> int:
         """Send a message to `queue` and return its id.

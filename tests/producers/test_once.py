@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 import queue_worker
-from queue_worker import App, Job, KeyReuse, OutcomeUnknown, Unavailable
+from queue_worker import App, CallUnderWay, Job, KeyReuse, OutcomeUnknown, Unavailable
 from queue_worker.errors import UsageError
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
@@ -34,6 +34,11 @@ class Provider:
 def entry(engine: Engine, key: str = "k") -> Any:
     found = engine.rows("select state, value, error, attempts from queue_worker_data.once where key = %s", key)
     return found[0] if found else None
+
+
+def forsake(engine: Engine) -> None:
+    """Let the time end in which reserved calls may still be under way."""
+    engine.rows("update queue_worker_data.once set until = clock_timestamp()")
 
 
 def test_the_reservation_has_committed_before_the_call_is_made(engine: Engine) -> None:
@@ -88,6 +93,7 @@ def test_reserved_and_left_is_unknown_and_retry_calls_again_under_the_same_key(
     with pytest.raises(type(end)):
         queue_worker.once("k", provider, 7)
     assert entry(engine).state == "reserved"
+    forsake(engine)
     provider.answer = "ok"
     with pytest.raises(OutcomeUnknown):
         queue_worker.once("k", provider, 7)
@@ -106,17 +112,31 @@ def test_a_second_caller_does_not_call_while_the_first_is_at_it_and_the_first_st
         return "first"
 
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(queue_worker.once("k", slow)))
+    thread = threading.Thread(target=lambda: results.append(queue_worker.once("k", slow, within="5m")))
     thread.start()
     assert inside.wait(30)
     try:
-        with pytest.raises(OutcomeUnknown):
-            queue_worker.once("k", Provider())
+        for policy in ("raise", "retry"):
+            with pytest.raises(CallUnderWay, match="somebody else is at the call 'k'") as refused:
+                queue_worker.once("k", Provider(), unknown=policy)
+            assert refused.value.delay is not None
+            assert 240 < refused.value.delay <= 301
     finally:
         leave.set()
         thread.join()
     assert results == ["first"]
     assert queue_worker.once("k", Provider()) == "first"
+
+
+def test_a_first_caller_that_took_too_long_still_records_what_others_found_unknown(engine: Engine) -> None:
+    def slow(key: str) -> str:
+        forsake(engine)
+        with pytest.raises(OutcomeUnknown):
+            queue_worker.once("k", Provider())
+        return "late"
+
+    assert queue_worker.once("k", slow) == "late"
+    assert queue_worker.once("k", Provider()) == "late"
 
 
 def test_a_person_resolves_what_is_unknown(engine: Engine) -> None:
@@ -163,6 +183,7 @@ def test_a_value_that_cannot_be_kept_never_repeats_the_call(engine: Engine) -> N
         ("", (), {}, "key must have 1 to 500 characters"),
         ("x" * 501, (), {}, "key must have 1 to 500 characters"),
         ("k", (object(),), {}, "an argument cannot be written as JSON"),
+        ("k", (), {"within": "soon"}, "once: within 'soon': write a duration"),
         ("k", (), {"unknown": "guess"}, "unknown must be 'raise' or 'retry', not 'guess'"),
     ],
 )
@@ -206,6 +227,29 @@ def test_a_run_after_a_failure_does_not_repeat_the_call(engine: Engine, dsn: str
         wait_until(lambda: engine.places(1) == ["archive"])
     assert provider.calls == [("order:7:charge", 7)]
     assert values == [{"id": 1}] * 2
+
+
+def test_a_message_stands_back_while_another_one_is_at_the_call(engine: Engine, dsn: str) -> None:
+    inside, leave = threading.Event(), threading.Event()
+    app = App(builtins=False)
+
+    def slow(key: str, order: int) -> str:
+        inside.set()
+        assert leave.wait(30)
+        return "ok"
+
+    @app.processor("work", cycle=0.1)
+    def charge(job: Job[dict[str, Any]]) -> None:
+        job.once("order:7:charge", slow, 7)
+
+    with running(dsn, app):
+        charge.send({"order": 7})
+        assert inside.wait(30)
+        charge.send({"order": 7})
+        wait_until(lambda: engine.rows("select 1 from queue_worker_data.failures where msg_id = 2"))
+        leave.set()
+        wait_until(lambda: engine.places(1) == ["archive"])
+    assert 100 < engine.value("select extract(epoch from vt - now()) from pgmq.q_QUEUE where msg_id = 2") <= 121
 
 
 def test_key_reuse_and_unknown_are_dead_letters_at_once(engine: Engine, dsn: str) -> None:
