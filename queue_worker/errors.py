@@ -8,6 +8,7 @@ QueueWorkerError
 ├── TransportError
 │   ├── TransportUnavailable   the database cannot be reached: wait and repeat, costs no attempt
 │   └── CallRefused            the database answered with an error (carries its SQLSTATE)
+├── JobFailed              the message that somebody waits for became a dead letter
 ├── LeaseLost              the message belongs to another worker by now: write nothing
 ├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
 │   └── UnsupportedVersion     the payload says a version that the processor does not know
@@ -16,7 +17,10 @@ QueueWorkerError
 │   └── ChildDied          the child process of a handler ended under it: an attempt that failed
 └── Steering               raised by a handler to choose the outcome
     ├── Retry              run again after a delay; costs an attempt
+    │   └── CallUnderWay   somebody else is at the call of this `once`
     ├── Reject             dead letter at once, with a reason
+    │   ├── KeyReuse       a key of `once` was used before with other arguments
+    │   └── OutcomeUnknown nobody knows whether an outside call took place: a person must look
     └── Unavailable        the provider is down: the queue pauses, nobody is charged
 """
 
@@ -68,6 +72,16 @@ class CallRefused(TransportError):
         self.sqlstate = sqlstate
 
 
+class JobFailed(QueueWorkerError):
+    """The message became a dead letter: `msg_id`, `reason` (one word) and `error` (the details)."""
+
+    def __init__(self, msg_id: int, reason: str, error: str) -> None:
+        super().__init__(f"message {msg_id} failed: {reason}: {error}")
+        self.msg_id = msg_id
+        self.reason = reason
+        self.error = error
+
+
 class LeaseLost(QueueWorkerError):
     """The lease ended and the message may run elsewhere: nothing may be written for it any more."""
 
@@ -109,12 +123,28 @@ class Retry(Steering):
         self.delay = delay
 
 
+class CallUnderWay(Retry):
+    """Somebody else is at the outside call of this key of `once`; `delay` is when that is over at the latest."""
+
+
 class Reject(Steering):
     """Make the message a dead letter at once, with `reason`; it is not retried."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class KeyReuse(Reject):
+    """A key of `once` was used before with other arguments; raised before anything is called."""
+
+
+class OutcomeUnknown(Reject):
+    """Nobody knows whether the outside call of a key took place.
+
+    Raised by `once` for a call whose process died, and by the function that `once` calls when it cannot tell. The
+    message becomes a dead letter for a person; see docs/producing.md.
+    """
 
 
 class Unavailable(Steering):

@@ -56,7 +56,7 @@ def handle_webhook(
         return []
     if call is not None:
         return [_settle(call, one._asdict()) for one in settlements]
-    from queue_worker.service import open_database
+    from queue_worker.opening import open_database
 
     settings.require_database()
     database = open_database(settings)

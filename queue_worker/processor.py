@@ -1,4 +1,4 @@
-"""What a processor is, what a handler is given, and the registry of an app.
+"""What a processor is, and the registry of an app.
 
 Built-in processors and users' handlers see this module only; what a job can do to the database comes in
 through `JobContext`, which the broker implements.
@@ -9,184 +9,32 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from queue_worker.config import check_option, check_queue_name
-from queue_worker.errors import ConfigError, LeaseLost, Reject, Retry, UsageError
-from queue_worker.message import Message, clean_text
+from queue_worker.errors import ConfigError
+from queue_worker.job import Job, JobContext, Progress, Transaction
 from queue_worker.payloads import Payloads
 from queue_worker.schedule_definition import Scheduling
 
-P = TypeVar("P")
+__all__ = [
+    "BUILTINS",
+    "App",
+    "ErrorCallback",
+    "Handler",
+    "Isolation",
+    "Job",
+    "JobContext",
+    "Processor",
+    "Progress",
+    "Transaction",
+    "check_callback",
+    "model_of",
+]
 
 BUILTINS = ("email", "reports", "payments")
 """The queues that have a built-in processor."""
-
-
-class Transaction(Protocol):
-    """An open database transaction that ends with the message settled as done."""
-
-    def execute(self, query: Any, params: Any = None) -> Any:
-        """Run one statement; returns a psycopg cursor (`fetchone`, `fetchall`, iteration)."""
-
-    def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Call one SQL function by its (schema-qualified) name with named arguments; returns its rows."""
-
-
-class JobContext(Protocol):
-    """What a job can do to the database; see the methods of `Job` for the meaning."""
-
-    def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]: ...
-
-    def transaction(self, job: Job[Any]) -> AbstractContextManager[Transaction]: ...
-
-    def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int: ...
-
-    def cancelled(self, job: Job[Any]) -> bool: ...
-
-
-class Progress(NamedTuple):
-    """How far a run is, as its handler says; `total` may be unknown."""
-
-    done: float
-    total: float | None
-    note: str
-
-
-_LONGEST_EXTENSION = 86_400.0
-_LONGEST_NOTE = 200
-
-
-class Job(Generic[P]):
-    """One run of one message, as its handler sees it.
-
-    Attributes: `queue`, `msg_id`, `attempt` (from 1), `max_attempts`, `payload` (validated), `headers`, and
-    `key`: see `Message.key`.
-    """
-
-    __slots__ = (
-        "_context",
-        "_decide",
-        "_settled",
-        "attempt",
-        "extra_seconds",
-        "headers",
-        "in_transaction",
-        "max_attempts",
-        "message",
-        "msg_id",
-        "note",
-        "payload",
-        "queue",
-        "reported",
-    )
-
-    def __init__(self, message: Message, payload: P, max_attempts: int, context: JobContext) -> None:
-        self.message = message
-        self.queue = message.queue
-        self.msg_id = message.receipt.msg_id
-        self.attempt = message.failures + 1
-        self.max_attempts = max_attempts
-        self.payload = payload
-        self.headers = message.headers
-        self.note: dict[str, Any] = {}
-        # For the engine: time that extend() has added, whether transaction() is open, what progress() said last.
-        self.extra_seconds = 0.0
-        self.in_transaction = False
-        self.reported: Progress | None = None
-        self._context = context
-        self._decide: Callable[[BaseException | None, Any], None] | None = None
-        self._settled = False
-
-    @property
-    def key(self) -> str:
-        """A name of the work that stays the same over retries and redrives, for ledgers and idempotency keys."""
-        return self.message.key
-
-    def call(self, function: str, /, **params: Any) -> list[dict[str, Any]]:
-        """Call one SQL function in a transaction of its own and return its rows as dictionaries.
-
-        Raises TransportUnavailable (the message is then given back uncharged) or CallRefused (an error of SQL).
-        """
-        return self._context.call(function, params)
-
-    def transaction(self) -> AbstractContextManager[Transaction]:
-        """Open the transaction in which the handler's rows and the ack commit together.
-
-        Raises LeaseLost on entry, before anything is written, when the message belongs to another worker, and
-        on exit when it was lost meanwhile; then nothing of the block is kept. The block must be short, and the
-        last thing that the handler does: after it the message is done.
-        """
-        return self._context.transaction(self)
-
-    def send(self, queue: str, payload: Any, **options: Any) -> int:
-        """Send a message to `queue` and return its id; `options` are those of SQL `queue_worker.send`."""
-        return self._context.send(queue, payload, options)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the run has lost its message (lease lost, time limit, shutdown): stop as soon as you can."""
-        return self._context.cancelled(self)
-
-    @property
-    def settled(self) -> bool:
-        """Whether `transaction()` has settled the message already."""
-        return self._settled
-
-    def mark_settled(self) -> None:
-        """For the broker: the transaction that settles this message has committed."""
-        self._settled = True
-
-    def annotate(self, **fields: Any) -> None:
-        """Add fields to the log line that ends this run (already masked; never a payload or a secret)."""
-        self.note.update(fields)
-
-    def extend(self, seconds: float) -> None:
-        """Give this run `seconds` more before its time limit; the lease is kept all the time that it runs.
-
-        Raises LeaseLost when the run has lost its message (see `cancelled`), ValueError for less than 0.
-        """
-        if not 0 <= seconds <= _LONGEST_EXTENSION:
-            raise ValueError(f"extend: 0 to {_LONGEST_EXTENSION:g} seconds, not {seconds!r}")
-        if self.cancelled:
-            raise LeaseLost(f"message {self.msg_id} of queue {self.queue!r} is not this run's any more")
-        self.extra_seconds += seconds
-
-    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Show how far this run is, in any unit; costs nothing, because it is written now and then by another thread.
-
-        `status`, `show` and the view `queue_worker.progress` have it while the message runs.
-        """
-        self.reported = Progress(float(done), None if total is None else float(total), clean_text(note)[:_LONGEST_NOTE])
-
-    # ------------------------------------------------------------------------------------------ batch handlers alone
-
-    def ack(self, result: Any = None) -> None:
-        """In a batch handler: this message is done. The first decision about a message counts."""
-        self._settle(None, result)
-
-    def retry(self, reason: str = "retry requested", *, delay: float | None = None) -> None:
-        """In a batch handler: run this message again after `delay` seconds (None: the retry policy); charged."""
-        self._settle(Retry(reason, delay=delay))
-
-    def reject(self, reason: str) -> None:
-        """In a batch handler: make this message a dead letter at once, with `reason`."""
-        self._settle(Reject(reason))
-
-    def fail(self, error: BaseException) -> None:
-        """In a batch handler: treat this message as if a handler of it alone had raised `error`."""
-        self._settle(error)
-
-    def _settle(self, error: BaseException | None, result: Any = None) -> None:
-        if self._decide is None:
-            raise UsageError("ack, retry, reject and fail are for batch handlers; return, or raise Retry or Reject")
-        self._decide(error, result)
-
-    def decided_by(self, decide: Callable[[BaseException | None, Any], None]) -> None:
-        """For the engine: `decide(error, result)` takes what a batch handler says about this message."""
-        self._decide = decide
 
 
 Handler = Callable[[Any], Any]

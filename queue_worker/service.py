@@ -7,66 +7,30 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from queue_worker import embedded, events
+from queue_worker import events
 from queue_worker._version import __version__
 from queue_worker.broker import Broker, DatabaseContext
 from queue_worker.builtin import builtin_processors
 from queue_worker.chores import Housekeeper
 from queue_worker.config import Settings
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
-from queue_worker.health import HealthFile, alive
+from queue_worker.health import HealthFile
 from queue_worker.host import Host
 from queue_worker.kinds import Kinds, check
 from queue_worker.lease import LeaseKeeper
 from queue_worker.listening import Listening, Sleeper
+from queue_worker.opening import open_database
 from queue_worker.processor import App, Job, Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.schedule import Scheduler
 from queue_worker.startup import prepare
 from queue_worker.supervisor import Side, Supervisor
 from queue_worker.suspects import SuspectGate
-from queue_worker.transport.database import PostgresDatabase
 from queue_worker.upkeep import queue_chores, shared_chores
 from queue_worker.worker import QueueWorker
-
-
-def conninfo_of(settings: Settings) -> Callable[[], str]:
-    """Return a function that tells where the database is, and brings an embedded one back that died.
-
-    Raises ConfigError when no database is set.
-    """
-    settings.require_database()
-    if settings.transport == "supabase":
-        raise ConfigError("this version needs a Postgres URL: set DATABASE_URL (Supabase: Connect > Session pooler)")
-    if settings.transport == "postgres":
-        dsn = settings.dsn or ""
-        return lambda: dsn
-    return _Embedded(settings)
-
-
-class _Embedded:
-    def __init__(self, settings: Settings) -> None:
-        self._root = settings.state_dir
-        self._server: embedded.EmbeddedServer | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self) -> str:
-        with self._lock:
-            if self._server is None or not alive(self._server.pid):
-                # The new share is taken before the old one is dropped, so that the server never looks unused.
-                old, self._server = self._server, embedded.ensure(self._root)
-                if old is not None:
-                    old.close()
-            return self._server.url
-
-
-def open_database(settings: Settings) -> PostgresDatabase:
-    """Return the database that the settings name; raises ConfigError."""
-    pooler = {"auto": None, "yes": True, "no": False}[settings.pooler]
-    return PostgresDatabase(conninfo_of(settings), pooler=pooler, pool_size=settings.transaction_pool_size)
 
 
 def processors_of(settings: Settings, app: App) -> list[Processor]:
@@ -107,6 +71,7 @@ class Service:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.workers: list[QueueWorker] = []
         self._kinds = Kinds(settings, self.database)
+        self.ready = threading.Event()
         self._health = HealthFile(settings.state_dir)
         self._host = host or Host()
         self._signals = self._host.signals
@@ -118,8 +83,11 @@ class Service:
         """Ask for a stop, as the first signal does."""
         self._signals.request()
 
-    def run(self) -> int:
-        """Prepare the database, run, stop; returns the exit code. Raises ConfigError before anything is claimed."""
+    def run(self, *, guest: bool = False) -> int:
+        """Prepare the database, run, stop; returns the exit code. Raises ConfigError before anything is claimed.
+
+        `guest`: inside another program, whose process is left as it is; then call it on a thread of its own.
+        """
         try:
             with self._signals.installed():
                 with self.database.watched(self.settings.call_timeout_seconds):
@@ -130,12 +98,16 @@ class Service:
                 supervisor = self._supervise()
                 self._host.recycling.begin()
                 self._announce()
-                # A batch of messages sets off full collections, which would walk every imported module: 20 ms a batch.
-                gc.collect()
-                gc.freeze()
+                if not guest:
+                    # A batch of messages sets off full collections, which would walk every imported module: 20 ms a
+                    # batch.
+                    gc.collect()
+                    gc.freeze()
+                self.ready.set()
                 return supervisor.run()
         finally:
-            gc.unfreeze()
+            if not guest:
+                gc.unfreeze()
             self._host.recycling.end()
             self._close()
 

@@ -54,7 +54,7 @@ class Operator:
 @contextmanager
 def database(settings: Settings) -> Iterator[Operator]:
     """Open the database of `settings` while the block runs; raises ConfigError where none is set."""
-    from queue_worker.service import open_database
+    from queue_worker.opening import open_database
 
     opened = open_database(settings)
     try:

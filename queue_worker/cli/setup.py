@@ -33,7 +33,7 @@ def migrate(
     if print_sql:
         print(runner.print_sql(), end="")
         return
-    from queue_worker.service import conninfo_of
+    from queue_worker.opening import conninfo_of
 
     # The share of an embedded server lasts as long as this object.
     conninfo = conninfo_of(common.settings())

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from queue_worker.config import check_queue_name
+from queue_worker.durations import whole_seconds
 from queue_worker.errors import ConfigError, UsageError
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"(?:\d{1,9}[smhd])+|\d{1,9}")
-_LONGEST = 365 * 86_400
 _LARGEST_ID = 2**63 - 1
 _JSON_TYPES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
@@ -29,14 +27,8 @@ def queue_name(text: str) -> str:
 
 
 def duration(text: str, option: str) -> int:
-    """Return the seconds that `text` says: `10s`, `5m`, `1h30m`, `2d`, or plain seconds."""
-    if not _DURATION.fullmatch(text):
-        raise UsageError(f"{option} {text!r:.40}: write a duration such as 10s, 5m, 1h, 2d, or whole seconds")
-    parts = re.findall(r"(\d+)([smhd]?)", text)
-    seconds = sum(int(number) * _UNITS[unit or "s"] for number, unit in parts)
-    if seconds > _LONGEST:
-        raise UsageError(f"{option} {text!r:.40}: at most 365d")
-    return seconds
+    """Return the seconds that `text` says: `10s`, `5m`, `1h30m`, `2 days`, or plain seconds."""
+    return whole_seconds(text, option)
 
 
 def instant(text: str, option: str) -> datetime:

@@ -15,6 +15,10 @@ class Ints(list[int]):
     """Values for an `int[]` argument."""
 
 
+class JsonArray(list[Any]):
+    """Values for a `jsonb` argument that is an array, an empty one included."""
+
+
 class Stamps(list[Any]):
     """Opaque timestamps for a `timestamptz[]` argument, as the transport itself returned them."""
 

@@ -9,14 +9,13 @@ import json
 import struct
 from typing import Any
 
-import psycopg
 from psycopg import pq
-from psycopg.abc import Buffer
+from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.types.json import Jsonb, set_json_loads
 from pydantic_core import from_json
 
-from queue_worker.transport import BigInts, Ints, Stamps
+from queue_worker.transport import BigInts, Ints, JsonArray, Stamps
 
 _TIMESTAMPTZ, _TIMESTAMPTZ_ARRAY, _INT8_ARRAY, _INT4_ARRAY = 1184, 1185, 1016, 1007
 _INT8, _INT4 = 20, 23
@@ -88,19 +87,19 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def register(connection: psycopg.Connection[Any], *, receipts: bool) -> None:
-    """Teach a connection our types. `receipts`: it serves the engine, so timestamps come back as `Stamp`."""
-    adapters = connection.adapters
+def register(context: AdaptContext, *, receipts: bool) -> None:
+    """Teach a connection, or one cursor, our types. `receipts`: for the engine, so timestamps come back as `Stamp`."""
+    adapters = context.adapters
     ours = ((Stamp, _StampDumper), (Stamps, _StampsDumper), (BigInts, _BigIntsDumper), (Ints, _IntsDumper))
     for kind, dumper in ours:
         adapters.register_dumper(kind, dumper)
     if receipts:
         adapters.register_loader(_TIMESTAMPTZ, _StampLoader)
-    set_json_loads(load_json, context=connection)
+    set_json_loads(load_json, context=context)
 
 
 def to_sql(value: Any) -> Any:
     """Wrap what must travel as JSON: dictionaries, and lists of them."""
-    if isinstance(value, dict) or (type(value) is list and value and isinstance(value[0], dict)):
+    if isinstance(value, (dict, JsonArray)) or (type(value) is list and value and isinstance(value[0], dict)):
         return Jsonb(value, dumps=dump_json)
     return value

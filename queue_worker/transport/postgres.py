@@ -73,7 +73,7 @@ def describe(error: psycopg.Error) -> str:
     return " ".join(text.split())
 
 
-def translate(error: psycopg.Error, connection: psycopg.Connection[Any] | None) -> TransportError:
+def translate(error: psycopg.Error, connection: psycopg.BaseConnection[Any] | None) -> TransportError:
     """Return our exception for psycopg's; an infrastructure error says that the call may be repeated."""
     state = error.sqlstate or ""
     # By SQLSTATE first: psycopg files some of these, such as 25006, under classes of other kinds.
@@ -86,18 +86,22 @@ def translate(error: psycopg.Error, connection: psycopg.Connection[Any] | None) 
 
 
 @lru_cache(maxsize=256)
-def _statement(function: str, names: tuple[str, ...]) -> sql.Composed:
+def statement(function: str, names: tuple[str, ...]) -> sql.Composed:
+    """Return the call of a schema-qualified function with the named arguments."""
     schema, _, name = function.partition(".")
-    arguments = sql.SQL(", ").join(
-        sql.SQL("{} => {}").format(sql.Identifier(one), sql.Placeholder(one)) for one in names
-    )
-    return sql.SQL("select * from {}({})").format(sql.Identifier(schema, name), arguments)
+    named = sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(one), sql.Placeholder(one)) for one in names)
+    return sql.SQL("select * from {}({})").format(sql.Identifier(schema, name), named)
+
+
+def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values for `statement` as psycopg takes them."""
+    return {name: to_sql(value) for name, value in params.items()}
 
 
 def run(connection: psycopg.Connection[Any], function: str, params: Mapping[str, Any]) -> Rows:
     """Call a function on an open connection, inside whatever transaction that has; raises psycopg's errors."""
     with connection.cursor(binary=True) as cursor:
-        cursor.execute(_statement(function, tuple(params)), {name: to_sql(value) for name, value in params.items()})
+        cursor.execute(statement(function, tuple(params)), arguments(params))
         if cursor.description is None:
             return Rows()
         return Rows(tuple(column.name for column in cursor.description), cursor.fetchall())

@@ -54,14 +54,15 @@ class PostgresTransaction:
 
 
 class TransactionPool:
-    """Connections for handlers, opened on first use and given up when idle.
+    """Connections for handlers and producers, opened on first use and given up when idle; implements `Transport`.
 
-    `size` is the most that are open at a time.
+    `size` is the most that are open at a time. `receipts`: see `adapt.register`.
     """
 
-    def __init__(self, conninfo: Callable[[], str], *, pooler: bool, size: int) -> None:
+    def __init__(self, conninfo: Callable[[], str], *, pooler: bool, size: int, receipts: bool = False) -> None:
         self._conninfo = conninfo
         self._pooler = pooler
+        self._receipts = receipts
         self._size = size
         self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
         self._opening = threading.Lock()
@@ -162,7 +163,7 @@ class TransactionPool:
         with self._opening:
             if self._pool is None:
                 pool = ConnectionPool(
-                    connection_class=_connection_class(self._conninfo, self._pooler),
+                    connection_class=_connection_class(self._conninfo, self._pooler, self._receipts),
                     min_size=0,
                     max_size=self._size,
                     max_idle=60.0,
@@ -175,22 +176,27 @@ class TransactionPool:
                 self._pool = pool
             return self._pool
 
+    def abort(self) -> None:
+        """Cut every connection in use; their calls raise TransportUnavailable."""
+        for connection in list(self._in_use):
+            cut(connection)
+
     def close(self) -> None:
-        """Close all connections; waits a moment for those in use."""
+        """Close all connections; waits a moment for those in use. The next call opens the pool again."""
         with self._opening:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close(timeout=2.0)
 
 
-def _connection_class(conninfo: Callable[[], str], pooler: bool) -> type[psycopg.Connection[Any]]:
+def _connection_class(conninfo: Callable[[], str], pooler: bool, receipts: bool) -> type[psycopg.Connection[Any]]:
     class Opened(psycopg.Connection[Any]):
         """Opens through `connect`, so that pooled connections are set up like all others."""
 
         @classmethod
         def connect(cls, *_args: Any, **_kwargs: Any) -> psycopg.Connection[Any]:  # type: ignore[override]
             try:
-                return connect(conninfo(), pooler=pooler, autocommit=False)
+                return connect(conninfo(), pooler=pooler, receipts=receipts, autocommit=False)
             except TransportUnavailable as error:
                 raise psycopg.OperationalError(str(error)) from None
 
@@ -213,17 +219,28 @@ def _hold(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, sec
 
 
 def _settle(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, on_success: str) -> None:
-    missed = run(
-        connection,
-        "queue_worker.settle",
-        {
-            "queue": queue,
-            "done_ids": BigInts([receipt.msg_id]),
-            "done_cts": Ints([receipt.read_ct]),
-            "done_ats": Stamps([receipt.enqueued_at]),
-            "on_success": on_success,
-        },
-    )
+    missed = run(connection, "queue_worker.settle", done_arguments(queue, receipt, on_success))
+    raise_missed(missed, queue, receipt)
+
+
+def done_arguments(queue: str, receipt: Receipt, on_success: str, *, counted: bool = False) -> dict[str, Any]:
+    """Return the arguments of SQL `settle` for one message that is done.
+
+    `counted`: it is one of a batch that something follows, so it is settled as a result, which keeps nothing here.
+    """
+    prefix = "other" if counted else "done"
+    found = {
+        "queue": queue,
+        f"{prefix}_ids": BigInts([receipt.msg_id]),
+        f"{prefix}_cts": Ints([receipt.read_ct]),
+        f"{prefix}_ats": Stamps([receipt.enqueued_at]),
+        "on_success": on_success,
+    }
+    return {**found, "kinds": ["result"], "delays": [0.0], "reasons": [""], "errors": [""]} if counted else found
+
+
+def raise_missed(missed: Rows, queue: str, receipt: Receipt) -> None:
+    """Raise LeaseLost or CallRefused if SQL `settle` answered that the message was not settled."""
     for row in missed.dicts():
         if row["kind"] == "error":
             raise CallRefused(f"the result could not be stored: {row['detail']}", row["detail"][:5])

@@ -79,6 +79,13 @@ def test_a_bad_id(bare: Program, word: str) -> None:
         (("--at", "2030-01-31T18:00"), "--at '2030-01-31T18:00': add the time zone"),
         (("--at", "2030-01-31T18:00Z", "--delay", "5"), "give --delay or --at, not both"),
         (("--max-attempts", "0"), "Invalid value for '--max-attempts'"),
+        (("--priority", "101"), "Invalid value for '--priority'"),
+        (("--unique-mode", "maybe"), "Invalid value for '--unique-mode'"),
+        (("--unique-for", "long"), "--unique-for 'long': write a duration"),
+        (("--expires", "never"), "--expires 'never': write a duration"),
+        (("--expires", "2030-01-31T18:00"), "--expires '2030-01-31T18:00': add the time zone"),
+        (("--header", "trace"), "--header 'trace': write NAME=VALUE"),
+        (("--header", "a=1", "--header", "a=2"), "--header 'a' is given twice"),
         (("--nonsense",), "No such option: --nonsense"),
     ],
 )

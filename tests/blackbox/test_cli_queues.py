@@ -153,6 +153,34 @@ def test_options_of_send_reach_the_message(program: Program, db: psycopg.Connect
     assert states == ["delayed", "delayed", "waiting"]
 
 
+def test_headers_of_ones_own_travel_with_the_message(program: Program, db: psycopg.Connection[tuple]) -> None:
+    program.ok("create", "post")
+    program.ok("send", "post", "{}", "--header", "trace=a=b", "--header", "empty=")
+    assert rows(db, "select headers from pgmq.q_post") == [({"trace": "a=b", "empty": ""},)]
+
+
+def test_priority_expiry_and_unique_keys_reach_the_message(program: Program, db: psycopg.Connection[tuple]) -> None:
+    program.ok("create", "post")
+    program.ok("send", "post", "{}", "--priority", "7", "--expires", "2 hours")
+    program.ok("send", "post", "{}", "--expires", "2031-05-06T07:08:09+02:00")
+    assert rows(
+        db,
+        "select headers ->> 'priority', round(extract(epoch from (headers ->> 'expires_at')::timestamptz - enqueued_at)"
+        " / 3600) from pgmq.q_post where msg_id = 1",
+    ) == [("7", 2)]
+    assert rows(db, "select headers ->> 'expires_at' from pgmq.q_post where msg_id = 2") == [
+        ("2031-05-06T05:08:09.000000Z",)
+    ]
+    unique = ("--unique-key", "k", "--unique-mode", "replace", "--unique-scope", "active", "--unique-for", "1 day")
+    assert program.ok("send", "post", '{"n": 1}', *unique).out == "3\n"
+    assert program.ok("send", "post", '{"n": 2}', *unique).out == "3\n"
+    assert program.ok("send", "post", '[{"payload": {"n": 3}}]', "--batch", *unique).out == "3\n"
+    assert rows(db, "select message from pgmq.q_post where msg_id = 3") == [({"n": 3},)]
+    done = program("send", "post", "{}", "--group", "g")
+    assert done.code == 2
+    assert done.line.startswith('group_key: queue "post" keeps no order')
+
+
 def test_a_batch_is_sent_as_a_whole_or_not_at_all(program: Program, db: psycopg.Connection[tuple]) -> None:
     program.ok("create", "post")
     messages = [{"payload": {"n": 1}}, {"payload": {"n": 2}, "delay_seconds": 100, "max_attempts": 1}]

@@ -36,9 +36,21 @@ def handle(job: Job[dict[str, Any]]) -> None:
     elif do == "segv":
         ctypes.string_at(0)
     elif do == "wait":
-        # The test holds the lock for as long as the handlers are to wait.
-        with Path(job.payload["lock"]).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        wait(job.payload["lock"])
+    elif do == "once":
+
+        def call(key: str, lock: str) -> str:
+            job.call("public.note_start", key=f"call {key}", process=os.getpid())
+            wait(lock)
+            return "called"
+
+        job.once("k", call, job.payload["lock"], unknown=job.payload["unknown"])
+
+
+def wait(path: str) -> None:
+    """Wait for as long as the test holds the lock."""
+    with Path(path).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
 
 
 def app_of(queues: list[str], options: dict[str, Any]) -> App:

@@ -1,0 +1,108 @@
+"""Where the settings say the database is, and the connections of a program that is no worker."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from queue_worker import embedded
+from queue_worker.config import Settings
+from queue_worker.errors import ConfigError
+from queue_worker.health import alive
+from queue_worker.transport import Transport
+from queue_worker.transport.database import PostgresDatabase
+from queue_worker.transport.postgres import is_pooler
+from queue_worker.transport.transactions import TransactionPool
+
+
+def conninfo_of(settings: Settings) -> Callable[[], str]:
+    """Return a function that tells where the database is, and brings an embedded one back that died.
+
+    Raises ConfigError when no database is set.
+    """
+    settings.require_database()
+    if settings.transport == "supabase":
+        raise ConfigError("this version needs a Postgres URL: set DATABASE_URL (Supabase: Connect > Session pooler)")
+    if settings.transport == "postgres":
+        dsn = settings.dsn or ""
+        return lambda: dsn
+    return _Embedded(settings)
+
+
+class _Embedded:
+    def __init__(self, settings: Settings) -> None:
+        self._root = settings.state_dir
+        self._server: embedded.EmbeddedServer | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> str:
+        with self._lock:
+            if self._server is None or not alive(self._server.pid):
+                # The new share is taken before the old one is dropped, so that the server never looks unused.
+                old, self._server = self._server, embedded.ensure(self._root)
+                if old is not None:
+                    old.close()
+            return self._server.url
+
+
+def pooler_of(settings: Settings) -> bool | None:
+    """Return what the settings say of a transaction pooler; None: look at the port."""
+    return {"auto": None, "yes": True, "no": False}[settings.pooler]
+
+
+def open_database(settings: Settings) -> PostgresDatabase:
+    """Return the database that the settings name; raises ConfigError."""
+    return PostgresDatabase(conninfo_of(settings), pooler=pooler_of(settings), pool_size=settings.transaction_pool_size)
+
+
+_PRODUCERS_POOL = 4
+_pools: dict[Hashable, TransactionPool] = {}
+_opening = threading.Lock()
+
+
+def producer_pool(database: Settings | str) -> Transport:
+    """Return the pool of this process for a database, one however many ask for it; opened on first use.
+
+    `database`: settings, or a URL. Raises ConfigError.
+    """
+    if isinstance(database, str):
+        address = database
+        return _shared(("url", address, None), lambda: address, is_pooler(address), _PRODUCERS_POOL)
+    pooler = pooler_of(database)
+    key = (database.transport, database.dsn or database.state_dir.absolute(), pooler)
+    with _opening:
+        found = _pools.get(key)
+    if found is not None:
+        return found
+    conninfo = conninfo_of(database)
+    return _shared(key, conninfo, is_pooler(conninfo()) if pooler is None else pooler, database.transaction_pool_size)
+
+
+def _shared(key: Hashable, conninfo: Callable[[], str], pooler: bool, size: int) -> TransactionPool:
+    with _opening:
+        if key not in _pools:
+            _pools[key] = TransactionPool(conninfo, pooler=pooler, size=size, receipts=True)
+        return _pools[key]
+
+
+def close_pools() -> None:
+    """Close the connections of all producers of this process; the next call of one opens them again."""
+    with _opening:
+        found = list(_pools.values())
+        _pools.clear()
+    for pool in found:
+        pool.close()
+
+
+def _forget_pools() -> None:
+    # A forked child must not speak on its parent's connections, nor close them; and whoever held the lock is not here.
+    global _opening  # noqa: PLW0603
+    _opening = threading.Lock()
+    _kept.extend(_pools.values())
+    _pools.clear()
+
+
+_kept: list[Any] = []
+os.register_at_fork(after_in_child=_forget_pools)
