@@ -122,6 +122,20 @@ def test_an_empty_key_is_refused(engine: Engine, key: Any, count: Any) -> None:
     assert engine.count("queue") == 1
 
 
+def test_a_name_deep_in_the_headers_counts_and_the_history_goes_along(engine: Engine) -> None:
+    for who in (ANN, BOB):
+        engine.send({"n": 1}, {"trace": {"user": [who]}})
+        bury(engine, {"n": 1}, {"trace": who})
+        engine.send({"n": 2})
+        receipts = engine.take(5)
+        engine.settle(others=[(one, "failed", 600, "", "no answer") for one in receipts])
+    before = int(engine.value("select count(*) from queue_worker.failures"))
+    assert purge(engine, ANN) == 2
+    assert ANN not in names(engine)
+    assert engine.value("select count(*) from queue_worker.failures") == before - 2
+    assert engine.value("select count(*) from queue_worker_data.trouble") == engine.count("queue")
+
+
 def test_errors_of_messages_that_are_gone_are_found_by_their_text(engine: Engine) -> None:
     for who in (ANN, BOB):
         engine.send({"id": 7})
