@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, cast
 
 from queue_worker import events
+from queue_worker.breaker import Breaker
 from queue_worker.errors import QueueWorkerError, TimeLimit
 from queue_worker.judgement import judge
 from queue_worker.message import ACK, Ack, Message, Outcome, Receipt, Release
@@ -58,6 +59,9 @@ class Executor(ABC):
         self._lock = threading.Lock()
         self._unfinished = 0
         self._stuck_at = 0.0
+        # The loop's own, once there is one: what it does at once when the queue should pause.
+        self.breaker = Breaker()
+        self.on_trip: Callable[[], None] = lambda: None
         self._nothing_waits: Callable[[], bool] = lambda: not self.backlog
 
     # ---------------------------------------------------------------------------------------------- what a kind does
@@ -119,6 +123,10 @@ class Executor(ABC):
             run.outcome = outcome
             self._unfinished -= 1
         self.finished.append(run)
+        seen = outcome is not ACK or run.message.probe or self.breaker.watching
+        if seen and self.breaker.saw(run.message, outcome):
+            # Here, before this slot takes the next one: a provider that is down is not to be asked once more.
+            self.on_trip()
         # Natural batching: while slots have work, the loop is woken for a worthwhile number of results only.
         if self._nothing_waits() or len(self.finished) >= self._settle_mark:
             self._wake()

@@ -14,7 +14,7 @@ from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
 from queue_worker.executor import Executor
-from queue_worker.message import ACK, Ack, DeadLetter
+from queue_worker.message import Ack, DeadLetter
 from queue_worker.outage import Outage
 from queue_worker.pauses import BLOCKED, when_empty, when_limited, when_refused
 from queue_worker.run import Run, announce, outcomes_wanted
@@ -57,7 +57,8 @@ class QueueWorker:
         self._resend = False
         self._stopping = False
         self._outage = Outage(broker.queue)
-        self._breaker = Breaker(options.breaker_failures, options.breaker_seconds)
+        self._breaker = executor.breaker = Breaker(options.breaker_failures, options.breaker_seconds)
+        executor.on_trip = self._give_back_unstarted
 
     # ------------------------------------------------------------------------------------------ from other threads
 
@@ -76,8 +77,11 @@ class QueueWorker:
     def stop(self) -> None:
         """Stop claiming and give back what has not started; running handlers go on."""
         self._stopping = True
-        self.executor.give_back(list(self.held.values()))
+        self._give_back_unstarted()
         self._wake.set()
+
+    def _give_back_unstarted(self) -> None:
+        self.executor.give_back(list(self.held.values()))
 
     def abandon(self, delay: float) -> None:
         """Give back what still runs, due after `delay` seconds; late results are refused from here on."""
@@ -164,7 +168,7 @@ class QueueWorker:
         else:
             self._broker.close_breaker()
             events.emit("breaker.closed", queue=self.queue)
-        self._breaker.wanted = None
+        self._breaker.did(wanted)
 
     def _answer(self, count: int, level: int | None, turn: Turn | None = None) -> None:
         if count and level is not None:
@@ -187,8 +191,6 @@ class QueueWorker:
             if run.seconds:
                 total += run.seconds
                 count += 1
-            if run.outcome and (run.outcome is not ACK or run.message.probe or self._breaker.watching):
-                self._breaker.saw(run.message, run.outcome)
             if run.settled:
                 self._drop(run)
                 announce(self.queue, run)
@@ -271,8 +273,8 @@ class QueueWorker:
                 self.executor.finish(run, DeadLetter("expired", f"not run before {message.headers.get('expires_at')}"))
             if message.lost:
                 events.emit("suspect.started", queue=self.queue, msg_id=msg_id, lost=message.lost, alone=level == ALONE)
-        if self._stopping:
-            # stop() came while the claim was under way and could not see these.
+        if self._stopping or self._breaker.tripped:
+            # That came while the claim was under way, and could not see these.
             self.executor.give_back(runs)
         self.executor.submit(runs)
 
@@ -286,7 +288,7 @@ class QueueWorker:
         self._outage.accepted()
         if turn.paused and self.held:
             # What has not begun waits in the queue, where the pause is seen.
-            self.executor.give_back(list(self.held.values()))
+            self._give_back_unstarted()
         if turn.limited:
             return when_limited(self.options.cycle_seconds, turn.next_due)
         if turn.messages:

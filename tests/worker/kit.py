@@ -54,7 +54,8 @@ def hurry(engine: Engine) -> None:
 
 def turns(worker: Running, queue: str, count: int = 3) -> None:
     """Wait until the loop of `queue` has looked around `count` more times."""
-    (loop,) = [one for one in worker.service.workers if one.queue == queue]
+    found = wait_until(lambda: [one for one in worker.service.workers if one.queue == queue], 20)
+    (loop,) = found
     for _ in range(count):
         before = loop.last_turn
         wait_until(lambda before=before: loop.last_turn != before, 20)
