@@ -1,5 +1,5 @@
 """`once`: a ledger around an outside call, so that a message that runs twice does not call twice without anybody
-knowing. The rules are those of payments: reserve, commit, call, record; see sql/0015_once.sql.
+knowing. The rules are those of payments: reserve, commit, call, record; see sql/0017_once.sql.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class SandboxProvider:
     """A provider without network: its charges are rows of the worker's own database and survive a restart.
 
     Some accounts steer it: declined, fails_twice, always_fails, rate_limited, timeout_after_charge; with capture_ or
-    refund_ in front they steer that act on the payment (see sandbox_act in sql/0017_payments.sql). All others succeed.
+    refund_ in front they steer that act on the payment (see sandbox_act in sql/0019_payments.sql). All others succeed.
     """
 
     name = "sandbox"

@@ -88,7 +88,7 @@ def test_one_bad_message_of_a_batch_sends_none(engine: Engine) -> None:
     assert engine.count("queue") == 0
 
 
-# What SQL `send` takes since sql/0010_send.sql.
+# What SQL `send` takes since sql/0012_send.sql.
 
 
 def test_priority_expiry_and_group_travel_in_the_headers(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for what became of messages, and what follows a batch; the SQL is that of sql/0011_results.sql."""
+"""Waiting for what became of messages, and what follows a batch; the SQL is that of sql/0013_results.sql."""
 
 from __future__ import annotations
 

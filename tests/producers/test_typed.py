@@ -109,7 +109,7 @@ def test_it_sends_inside_the_callers_transaction(engine: Engine, dsn: str) -> No
     assert engine.rows("select message ->> 'userId' from pgmq.q_QUEUE") == [("2",)]
 
 
-# What SQL `send` takes since sql/0010_send.sql.
+# What SQL `send` takes since sql/0012_send.sql.
 
 
 def test_options_of_the_decorator_are_defaults(engine: Engine) -> None:

@@ -1,0 +1,288 @@
+-- min_worker: 0.1.0
+-- Ordered queues: what keeps the order, and which messages of them are candidates of a claim. See docs/limits.md.
+
+-- A group is the messages of an ordered queue that share a group_key. due_at: when to look at it next ('infinity': it
+-- was empty); priority: that of its first message. The queue's rows are the truth, this is an order to look at them.
+create table queue_worker_data.groups (
+    queue    text not null,
+    key      text not null,
+    priority smallint not null default 0,
+    due_at   timestamptz not null,
+    primary key (queue, key)
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, fillfactor = 70);
+create index groups_due_idx on queue_worker_data.groups (queue, priority desc, due_at);
+
+-- "Look at this group": written by whoever inserts or settles, read by claims, so that neither waits for the other.
+create table queue_worker_data.bells (
+    bell_id bigint generated always as identity primary key,
+    queue   text not null,
+    key     text not null
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
+create index bells_queue_idx on queue_worker_data.bells (queue, bell_id);
+
+alter table queue_worker_data.groups enable row level security;
+alter table queue_worker_data.bells enable row level security;
+
+-- The group of a message, as the index has it: total, whatever stands in the headers.
+create function queue_worker_data.group_expression() returns text
+language sql immutable set search_path = '' as $$
+    select 'coalesce("left"(headers ->> ''group_key'', 200), '''')';
+$$;
+
+-- Rings for the groups of inserted or deleted rows. SECURITY DEFINER: it runs as whoever changes the queue.
+create function queue_worker_data.ring() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+    insert into queue_worker_data.bells (queue, key)
+        select distinct tg_argv[0], coalesce("left"(c.headers ->> 'group_key', 200), '')
+        from changed c where c.headers ? 'group_key';
+    -- A message that became free by a settle is news to whoever sleeps, like one that was sent.
+    if tg_op = 'DELETE' and found
+       and exists (select from queue_worker_data.sleepers s
+                   where s.queue = tg_argv[0] and s.until > pg_catalog.clock_timestamp()) then
+        perform pg_catalog.pg_notify('queue_worker', tg_argv[0]);
+    end if;
+    return null;
+end $$;
+
+-- The same for a row that is due sooner than before, or belongs to another group now.
+create function queue_worker_data.ring_row() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+    insert into queue_worker_data.bells (queue, key)
+        select distinct tg_argv[0], coalesce("left"(c.headers ->> 'group_key', 200), '')
+        from (values (old.headers), (new.headers)) c (headers) where c.headers ? 'group_key';
+    return null;
+end $$;
+
+create function queue_worker_data.equip_ordered(queue text) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+    name constant text := 'q_' || equip_ordered.queue;
+begin
+    execute pg_catalog.format(
+        'create index if not exists %I on pgmq.%I (%s, msg_id) where headers ? ''group_key''',
+        name || '_group_idx', name, queue_worker_data.group_expression());
+    execute pg_catalog.format(
+        'create index if not exists %I on pgmq.%I (%s desc, vt) where (headers ? ''group_key'') is not true',
+        name || '_free_idx', name, queue_worker_data.priority_expression());
+    execute pg_catalog.format(
+        'create or replace trigger queue_worker_ring after insert on pgmq.%I referencing new table as changed
+         for each statement execute function queue_worker_data.ring(%L)', name, equip_ordered.queue);
+    execute pg_catalog.format(
+        'create or replace trigger queue_worker_ring_gone after delete on pgmq.%I referencing old table as changed
+         for each statement execute function queue_worker_data.ring(%L)', name, equip_ordered.queue);
+    execute pg_catalog.format(
+        'create or replace trigger queue_worker_ring_row after update on pgmq.%I for each row
+         when (new.vt < old.vt or new.headers is distinct from old.headers)
+         execute function queue_worker_data.ring_row(%L)', name, equip_ordered.queue);
+    -- What stands there already.
+    execute pg_catalog.format(
+        'insert into queue_worker_data.bells (queue, key)
+         select distinct $1, %s from pgmq.%I where headers ? ''group_key''',
+        queue_worker_data.group_expression(), name) using equip_ordered.queue;
+end $$;
+
+-- Makes a queue, or takes over one that pgmq made; does nothing for one that is ready. `ordered`: messages that share a
+-- group_key run one after the other; a queue can become ordered later, and stays it.
+create or replace function queue_worker.create_queue(queue text, ordered boolean default false) returns void
+language plpgsql set search_path = '' set lock_timeout = '5s' as $$
+#variable_conflict use_column
+declare
+    name constant text := pg_catalog.format('pgmq.%I', 'q_' || coalesce(create_queue.queue, ''));
+    state record;
+begin
+    perform queue_worker_data.check_queue_name(create_queue.queue);
+    -- A claim addresses rows by ctid, which is unique within one partition only.
+    if exists (select from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass(name) and c.relkind = 'p') then
+        raise exception 'queue "%": partitioned queues are not available in this version', create_queue.queue
+            using errcode = '0A000';
+    end if;
+    select q.ordered into state from queue_worker_data.queues q where q.queue = create_queue.queue;
+    if state is not null and (state.ordered or not create_queue.ordered)
+       and exists (select from pg_catalog.pg_trigger g
+                   where g.tgrelid = pg_catalog.to_regclass(name) and g.tgname = 'queue_worker_priority')
+       and (not state.ordered or exists (select from pg_catalog.pg_trigger g
+                   where g.tgrelid = pg_catalog.to_regclass(name) and g.tgname = 'queue_worker_ring_row')) then
+        return;
+    end if;
+    -- Several workers start at once; a transaction lock also works behind a transaction pooler.
+    perform pg_catalog.pg_advisory_xact_lock(1903520, pg_catalog.hashtext(create_queue.queue));
+    -- The table too: pgmq keeps the name of a queue whose table was dropped by hand.
+    if not exists (select from pgmq.meta m where m.queue_name = create_queue.queue)
+       or pg_catalog.to_regclass(name) is null then
+        perform pgmq.create(queue_name => create_queue.queue);
+    end if;
+    perform queue_worker_data.equip(create_queue.queue);
+    perform queue_worker_data.tune(create_queue.queue);
+    if create_queue.ordered or state.ordered then
+        perform queue_worker_data.equip_ordered(create_queue.queue);
+    end if;
+    insert into queue_worker_data.queues as q (queue, ordered) values (create_queue.queue, create_queue.ordered)
+        on conflict (queue) do update set ordered = true where create_queue.ordered and not q.ordered;
+end $$;
+
+-- Looks at the groups that somebody rang for, and enters when they are due. One claim at a time does it: the others
+-- find what it has entered. Waits for nobody: a group that another claim holds is looked at next time.
+create function queue_worker_data.answer_bells(queue text, read_at timestamptz, at_once int) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+    most_bells constant int := 5000;
+    last_bell bigint;
+    rung text[];
+    busy text[];
+begin
+    if not exists (select from queue_worker_data.bells b where b.queue = answer_bells.queue)
+       or not pg_catalog.pg_try_advisory_xact_lock(1903522, pg_catalog.hashtext(answer_bells.queue)) then
+        return;
+    end if;
+    select max(x.bell_id), pg_catalog.array_agg(distinct x.key) into last_bell, rung from (
+        select b.bell_id, b.key from queue_worker_data.bells b where b.queue = answer_bells.queue
+        order by b.bell_id limit most_bells) x;
+    with mine as (
+        select g.key from queue_worker_data.groups g where g.queue = answer_bells.queue and g.key = any (rung)
+        order by g.key for update skip locked)
+    select pg_catalog.array_agg(g.key) into busy from queue_worker_data.groups g
+        where g.queue = answer_bells.queue and g.key = any (rung) and g.key not in (select mine.key from mine);
+    -- The bells go before the look: what was committed with them is then visible to it.
+    delete from queue_worker_data.bells b
+        where b.queue = answer_bells.queue and b.bell_id <= last_bell and b.key = any (rung)
+          and b.key <> all (coalesce(busy, '{}'));
+    execute pg_catalog.format(
+        'insert into queue_worker_data.groups as g (queue, key, priority, due_at)
+         select $1, k.key, coalesce(h.priority, 0),
+                case when h.vt is null then ''infinity'' else greatest(h.vt, $3) end
+         from unnest($2) k (key) left join lateral (
+             select min(x.vt) as vt, (pg_catalog.array_agg(x.priority))[1] as priority from (
+                 select m.vt, %1$s as priority from pgmq.%2$I m
+                 where m.headers ? ''group_key'' and %3$s = k.key order by m.msg_id limit $4) x) h on true
+         where k.key <> all ($5) order by k.key
+         on conflict (queue, key) do update set priority = excluded.priority,
+             due_at = case when excluded.due_at = $3 then least(g.due_at, $3) else excluded.due_at end',
+        queue_worker_data.priority_expression(), 'q_' || answer_bells.queue, queue_worker_data.group_expression())
+        using answer_bells.queue, rung, read_at, at_once, coalesce(busy, '{}');
+end $$;
+
+-- Candidates of an ordered queue: of each due group the first message that is due among its first `at_once`, and
+-- messages without a group; by priority, then by how long they wait. Locks what it returns.
+create function queue_worker_data.pick_ordered(
+    queue text, read_at timestamptz, max_count int, at_once int, lease_seconds double precision)
+returns tid[]
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+    busy_pause constant interval := '0.5 s';
+    name constant text := 'q_' || pick_ordered.queue;
+    prio constant text := queue_worker_data.priority_expression();
+    grp constant text := queue_worker_data.group_expression();
+    level smallint := 101;
+    keys text[];
+    heads record;
+    free tid[];
+    found_here tid[];
+    picked tid[] := '{}';
+begin
+    perform queue_worker_data.answer_bells(pick_ordered.queue, read_at, at_once);
+    loop
+        execute pg_catalog.format(
+            'select max(x.priority) from (
+                 (select g.priority from queue_worker_data.groups g where g.queue = $1 and g.priority < $2
+                  order by g.priority desc limit 1)
+                 union all
+                 (select %1$s from pgmq.%2$I m where (m.headers ? ''group_key'') is not true and %1$s < $2
+                  order by %1$s desc limit 1)) x (priority)', prio, name)
+            into level using pick_ordered.queue, level;
+        exit when level is null or pg_catalog.cardinality(picked) >= max_count;
+
+        select pg_catalog.array_agg(x.key order by x.due_at) into keys from (
+            select g.key, g.due_at from queue_worker_data.groups g
+            where g.queue = pick_ordered.queue and g.priority = level and g.due_at <= read_at
+            order by g.due_at limit max_count - pg_catalog.cardinality(picked) for update skip locked) x;
+        execute pg_catalog.format(
+            'select pg_catalog.array_agg(x.ctid order by x.vt) from (
+                 select m.ctid, m.vt from pgmq.%2$I m
+                 where (m.headers ? ''group_key'') is not true and %1$s = $1 and m.vt <= $2
+                 order by m.vt limit $3 for update skip locked) x', prio, name)
+            into free using level, read_at, max_count - pg_catalog.cardinality(picked);
+        if keys is null then
+            picked := picked || coalesce(free, '{}');
+            continue;
+        end if;
+        -- Looked at in a statement of its own, after the groups were locked: its snapshot has all that was settled.
+        execute pg_catalog.format(
+            'with looked as materialized (
+                 select k.key, k.n, g.due_at, h.tids, h.vts, h.first_priority,
+                        (select i from unnest(h.vts) with ordinality v (vt, i) where v.vt <= $3 order by i limit 1) as at
+                 from unnest($2) with ordinality k (key, n)
+                 join queue_worker_data.groups g on g.queue = $1 and g.key = k.key
+                 cross join lateral (
+                     select pg_catalog.array_agg(x.ctid) as tids, pg_catalog.array_agg(x.vt) as vts,
+                            (pg_catalog.array_agg(x.priority))[1] as first_priority from (
+                         select m.ctid, m.vt, %1$s as priority from pgmq.%2$I m
+                         where m.headers ? ''group_key'' and %3$s = k.key order by m.msg_id limit $4) x) h),
+             offered as (
+                 select l.key, l.due_at, l.tids[l.at] as tid from looked l
+                 where l.at is not null and l.first_priority >= $5),
+             chosen as (
+                 select x.key, x.tid from (
+                     select o.key, o.tid, o.due_at from offered o
+                     union all
+                     select null, f.tid, f.vt from (select m.ctid as tid, m.vt from pgmq.%2$I m where m.ctid = any ($6)) f
+                     ) x order by x.due_at limit $7),
+             mine as materialized (
+                 select m.ctid as tid from pgmq.%2$I m
+                 where m.ctid = any (array(select c.tid from chosen c)) and m.vt <= $3 for update skip locked),
+             filed as (
+                 update queue_worker_data.groups g set priority = coalesce(l.first_priority, 0),
+                     due_at = case
+                         when l.tids is null then ''infinity''
+                         when l.at is null then (select min(v) from unnest(l.vts) v)
+                         when l.first_priority < $5 or c.key is null then g.due_at
+                         when c.tid not in (select mine.tid from mine) then $3 + $9
+                         when (select count(*) from unnest(l.vts) v where v <= $3) > 1 then $3
+                         else least($8, (select min(v) from unnest(l.vts) v where v > $3)) end
+                 from looked l left join chosen c on c.key = l.key
+                 where g.queue = $1 and g.key = l.key)
+             select pg_catalog.array_agg(mine.tid) from mine', prio, name, grp)
+            into found_here using pick_ordered.queue, keys, read_at, at_once, level, coalesce(free, '{}'),
+                max_count - pg_catalog.cardinality(picked),
+                read_at + pg_catalog.make_interval(secs => lease_seconds), busy_pause;
+        picked := picked || coalesce(found_here, '{}');
+    end loop;
+    return nullif(picked, '{}');
+end $$;
+
+-- Forgets groups that have been empty, and rings for groups that nobody has rung for (say, after a restore that left
+-- our tables out); returns how many it forgot. Housekeeping calls it.
+create function queue_worker_data.prune_groups(queue text, max_count int) returns bigint
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+    gone bigint;
+begin
+    -- The lock of answer_bells: nobody enters groups meanwhile.
+    if not exists (select from queue_worker_data.queues q where q.queue = prune_groups.queue and q.ordered)
+       or not pg_catalog.pg_try_advisory_xact_lock(1903522, pg_catalog.hashtext(prune_groups.queue)) then
+        return 0;
+    end if;
+    delete from queue_worker_data.groups g where g.ctid = any (array(
+        select x.ctid from queue_worker_data.groups x where x.queue = prune_groups.queue and x.due_at = 'infinity'
+        limit max_count for update skip locked));
+    get diagnostics gone = row_count;
+    execute pg_catalog.format(
+        'insert into queue_worker_data.bells (queue, key)
+         with recursive k (key) as (
+             (select %1$s from pgmq.%2$I where headers ? ''group_key'' order by 1 limit 1)
+             union all
+             select (select %1$s from pgmq.%2$I where headers ? ''group_key'' and %1$s > k.key order by 1 limit 1)
+             from k where k.key is not null)
+         select $1, k.key from k where k.key is not null
+             and not exists (select from queue_worker_data.groups g
+                             where g.queue = $1 and g.key = k.key and g.due_at < ''infinity'')',
+        queue_worker_data.group_expression(), 'q_' || prune_groups.queue) using prune_groups.queue;
+    return gone;
+end $$;
+
+call queue_worker_data.lock_down();
