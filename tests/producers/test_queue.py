@@ -182,17 +182,26 @@ def test_a_refused_send_leaves_the_host_pool_usable(engine: Engine, dsn: str) ->
         assert engine.count("queue") == 1
 
 
-def test_a_forked_child_opens_connections_of_its_own(engine: Engine) -> None:
+def test_a_forked_child_opens_connections_of_its_own(db: psycopg.Connection[Any], engine: Engine) -> None:
     queue = Queue("work")
     queue.send({"from": "parent"})
+    gate, opened = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             queue.send({"from": "child"})
+            os.close(opened)
+            os.read(gate, 1)
             queue_worker.close()
         finally:
             os._exit(0)
-    os.waitpid(pid, 0)
+    os.close(gate)
+    try:
+        wait_until(lambda: engine.count("queue") == 2)
+        assert connections(db) == 2
+    finally:
+        os.close(opened)
+        os.waitpid(pid, 0)
     queue.send({"from": "parent"})
     assert engine.rows("select message ->> 'from' from pgmq.q_QUEUE order by msg_id") == [
         ("parent",), ("child",), ("parent",),
