@@ -251,7 +251,10 @@ class DatabaseContext:
         seconds = self._timeout_for(job.message) + job.extra_seconds
         job.in_transaction = True
         try:
-            with self._pool.settling(job.queue, job.message.receipt, self._on_success, seconds) as transaction:
+            message = job.message
+            with self._pool.settling(
+                job.queue, message.receipt, self._on_success, seconds, counted=message.counted
+            ) as transaction:
                 self._open.set(transaction)
                 try:
                     yield transaction

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import weakref
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +20,7 @@ from queue_worker.errors import (
     TransportUnavailable,
     UsageError,
 )
-from queue_worker.message import Ack, DeadLetter, Message, Outcome, Release
+from queue_worker.message import Ack, DeadLetter, Message, Outcome, Release, expired
 from queue_worker.processor import Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.sending import json_text, to_json_data
@@ -73,16 +72,11 @@ class Fetched:
             # Here, so that a program which only registers handlers does not load the driver.
             from queue_worker.transport.sharing import settle_in
 
-            settle_in(connection, self.queue, self._message.receipt, self._on_success, counted=self._counted)
+            settle_in(connection, self.queue, self._message.receipt, self._on_success, counted=self._message.counted)
             self.ended = True
             return
         # An empty text keeps nothing, but is counted where a plain Ack is not looked at.
-        self._settle(Ack("" if text is None and self._counted else text))
-
-    @property
-    def _counted(self) -> bool:
-        """Whether the message is one of a batch that something follows."""
-        return "batch" in self.headers
+        self._settle(Ack("" if text is None and self._message.counted else text))
 
     def retry(self, delay: Duration | None = None, error: str = "retry requested") -> None:
         """The attempt failed and counts; due again after `delay` (None: the queue's series), or dead after the last."""
@@ -172,32 +166,15 @@ class Fetcher:
             raise CallRefused(turn.error, turn.error[:5])
         found, refused = [], []
         for message in turn.messages:
+            if message.expired:
+                refused.append(Settlement(message.receipt, expired(message)))
+                continue
             try:
-                payload = self._read(message)
+                payload = self._processor.parse(message.body)
                 found.append(Fetched(message, payload, broker, self._policy, self._options.on_success))
             except InvalidPayload as error:
                 refused.append(Settlement(message.receipt, self._policy.outcome_for(message, error)))
-            except _Expired as error:
-                refused.append(Settlement(message.receipt, DeadLetter("expired", str(error))))
         self._out.update(found)
         if refused:
             broker.turn(refused, 0)
         return found
-
-    def _read(self, message: Message) -> Any:
-        limit = message.headers.get("expires_at")
-        if isinstance(limit, str) and _past(limit):
-            raise _Expired(f"it expired at {limit} and never ran")
-        return self._processor.parse(message.body)
-
-
-class _Expired(Exception):
-    pass
-
-
-def _past(text: str) -> bool:
-    try:
-        # As SQL `send` writes it; anybody may write headers, and what is no such text means nothing.
-        return datetime.strptime(text, _SENT_EXPIRY).replace(tzinfo=UTC) <= datetime.now(UTC)
-    except ValueError:
-        return False

@@ -90,6 +90,11 @@ class Message:
         return name if stamp is None else f"{name}:{_microseconds(stamp)}"
 
     @property
+    def counted(self) -> bool:
+        """Whether the message is one of a batch that something follows."""
+        return "batch" in self.headers
+
+    @property
     def suspect(self) -> bool:
         """Whether an earlier start of this message ended without a recorded outcome."""
         return self.lost > 0
@@ -155,3 +160,8 @@ Outcome = Ack | Retry | DeadLetter | Release
 
 ACK = Ack()
 """The one instance the hot path uses."""
+
+
+def expired(message: Message) -> DeadLetter:
+    """Return what becomes of a message whose `expires_at` has passed before it ran."""
+    return DeadLetter("expired", f"not run before {message.headers.get('expires_at')}")

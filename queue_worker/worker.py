@@ -14,7 +14,7 @@ from queue_worker.broker import Broker, Settlement, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
 from queue_worker.executor import Executor
-from queue_worker.message import Ack, DeadLetter
+from queue_worker.message import Ack, DeadLetter, expired
 from queue_worker.outage import Outage
 from queue_worker.pauses import BLOCKED, when_empty, when_limited, when_refused
 from queue_worker.run import Run, announce, outcomes_wanted
@@ -270,7 +270,7 @@ class QueueWorker:
             run = self.held[msg_id] = Run(message, sent, deadline)
             runs.append(run)
             if message.expired:
-                self.executor.finish(run, DeadLetter("expired", f"not run before {message.headers.get('expires_at')}"))
+                self.executor.finish(run, expired(message))
             if message.lost:
                 events.emit("suspect.started", queue=self.queue, msg_id=msg_id, lost=message.lost, alone=level == ALONE)
         if self._stopping or self._breaker.tripped:
@@ -327,4 +327,4 @@ class QueueWorker:
 
 def _settlement(run: Run) -> Settlement:
     assert run.outcome is not None  # noqa: S101 - for the type checker; the caller has looked
-    return Settlement(run.message.receipt, run.outcome, "batch" in run.message.headers)
+    return Settlement(run.message.receipt, run.outcome, run.message.counted)

@@ -101,18 +101,21 @@ class TransactionPool:
             return rows
 
     @contextmanager
-    def settling(self, queue: str, receipt: Receipt, on_success: str, seconds: float) -> Iterator[PostgresTransaction]:
+    def settling(
+        self, queue: str, receipt: Receipt, on_success: str, seconds: float, *, counted: bool = False
+    ) -> Iterator[PostgresTransaction]:
         """Run the block and settle the message as done, in one transaction.
 
-        `seconds` bounds how long the transaction may last. Raises LeaseLost before the block when the receipt
-        is stale, or after it; TransportUnavailable when the connection went away and nothing was kept.
+        `seconds` bounds how long the transaction may last; `counted`: see `done_arguments`. Raises LeaseLost before the
+        block when the receipt is stale, or after it; TransportUnavailable when the connection went away and nothing was
+        kept.
         """
         with self._borrow() as connection:
             try:
                 # The row is locked first: what the block writes after this line cannot belong to a stale run.
                 transaction_id = _hold(connection, queue, receipt, seconds)
                 yield PostgresTransaction(connection)
-                _settle(connection, queue, receipt, on_success)
+                _settle(connection, queue, receipt, on_success, counted)
             except psycopg.Error as error:
                 failure = translate(error, connection)
                 # Infrastructure and lost races (40001, 40P01) cost no attempt; the rest is the block's own.
@@ -218,8 +221,8 @@ def _hold(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, sec
     return str(row[1])
 
 
-def _settle(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, on_success: str) -> None:
-    missed = run(connection, "queue_worker.settle", done_arguments(queue, receipt, on_success))
+def _settle(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, on_success: str, counted: bool) -> None:
+    missed = run(connection, "queue_worker.settle", done_arguments(queue, receipt, on_success, counted=counted))
     raise_missed(missed, queue, receipt)
 
 

@@ -150,3 +150,17 @@ def test_every_kind_of_handler_has_results(
     with running(dsn, app):
         wait_until(lambda: engine.count("archive") == 1, 30)
     assert found == [Ack("null" if isolation == "process" else '{"msg":1}')]
+
+
+def test_a_member_of_a_batch_that_its_own_transaction_settles_is_counted(engine: Engine, dsn: str) -> None:
+    engine.rows("select queue_worker.create_queue('after')")
+    messages = '[{"payload": {}}, {"payload": {}}]'
+    engine.rows("select queue_worker.send_batch('work', %s, then_queue => 'after')", messages)
+
+    def handle(job: Job[dict[str, Any]]) -> None:
+        with job.transaction():
+            pass
+
+    with running(dsn, app_of(handle)):
+        wait_until(lambda: engine.value("select count(*) from pgmq.q_after") == 1, 20)
+    assert engine.rows("select total, done, failed from queue_worker.batches") == [(2, 2, 0)]
