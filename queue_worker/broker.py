@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from queue_worker.errors import TransportError
-from queue_worker.message import Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
+from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
 from queue_worker.processor import Job, Transaction
 from queue_worker.transport import BigInts, Ints, Rows, Stamps, Transport
 from queue_worker.transport.transactions import TransactionPool
@@ -27,7 +27,7 @@ class Settlement(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether it is done and nothing more is to be written about it."""
-        return isinstance(self.outcome, Ack) and self.outcome.result is None and not self.counted
+        return self.outcome is ACK and not self.counted
 
 
 @dataclass(slots=True)
@@ -159,8 +159,13 @@ def _note(turn: Turn, kind: str, msg_id: int | None, detail: str, lost: int | No
 
 def _split(settlements: Sequence[Settlement], on_success: str) -> dict[str, Any]:
     """Return settlements as arrays: those done, and the others with their details."""
-    done = [one.receipt for one in settlements if one.plain]
-    others = [one for one in settlements if not one.plain]
+    done: list[Receipt] = []
+    others: list[Settlement] = []
+    for one in settlements:
+        if one.plain:
+            done.append(one.receipt)
+        else:
+            others.append(one)
     details = [_detail(one.outcome) for one in others]
     return {
         "done_ids": BigInts(one.msg_id for one in done),

@@ -10,14 +10,15 @@ from operator import attrgetter
 from queue_worker import events, sqlstates
 from queue_worker.appetite import Appetite
 from queue_worker.breaker import Breaker, Trip
-from queue_worker.broker import Broker, Settlement, Turn
+from queue_worker.broker import Broker, Turn
 from queue_worker.config import QueueOptions
 from queue_worker.errors import CallRefused, TransportUnavailable
 from queue_worker.executor import Executor
-from queue_worker.message import Ack, DeadLetter, expired
+from queue_worker.message import expired
 from queue_worker.outage import Outage
 from queue_worker.pauses import BLOCKED, when_empty, when_limited, when_refused
-from queue_worker.run import Run, announce, outcomes_wanted
+from queue_worker.run import Run, announce
+from queue_worker.settling import Settling
 from queue_worker.suspects import ALONE, NONE, SuspectGate
 
 _LOST = attrgetter("lost")
@@ -52,9 +53,7 @@ class QueueWorker:
         self._appetite = Appetite(executor, options.batch_size)
         self._wake = wake
         self._now = monotonic
-        self._unsent: list[Run] = []
-        self._kept: list[Run] = []
-        self._resend = False
+        self._settling = Settling(broker.queue, self._drop)
         self._stopping = False
         self._outage = Outage(broker.queue)
         self._breaker = executor.breaker = Breaker(options.breaker_failures, options.breaker_seconds)
@@ -123,36 +122,29 @@ class QueueWorker:
         """Do one round trip if there is reason for one; returns the seconds until the next is due."""
         self._collect()
         # Results that cannot be stored are held on to, but not without limit.
-        full = self._stopping or len(self._kept) >= self.options.batch_size
+        full = self._stopping or self._settling.refused >= self.options.batch_size
         count = 0 if full else self._appetite.count()
         level = self._gate.enter(self.queue) if count else NONE
         if level is None:
             count = 0
         elif not count:
             self._gate.pass_by(self.queue)
-        if not self._unsent and count == 0 and self._breaker.wanted is None:
+        if not self._settling and count == 0 and self._breaker.wanted is None:
             self.last_turn = self._now()
             return BLOCKED if level is None else self.options.cycle_seconds
         sleep = self.listening and (self.empty_claims > 0 or self.executor.unfinished == 0)
         sent = self._now()
-        batch = self._unsent
         try:
             self._switch_breaker()
-            turn = self._broker.turn(
-                [_settlement(run) for run in batch if run.outcome],
-                count,
-                suspects=level or NONE,
-                sleep=sleep,
-            )
+            turn = self._broker.turn(self._settling.settlements(), count, suspects=level or NONE, sleep=sleep)
         except TransportUnavailable as error:
             self._answer(count, level)
             return self._lose(error)
         except CallRefused as error:
             self._answer(count, level)
             return self._refuse(str(error), error.sqlstate)
-        self._unsent = []
         self._outage.found()
-        self._settled(batch, turn)
+        self._settling.answered(turn)
         self._take(turn, level, sent)
         self._answer(count, level, turn)
         pause = self._pause(turn, count)
@@ -195,7 +187,7 @@ class QueueWorker:
                 self._drop(run)
                 announce(self.queue, run)
             else:
-                self._unsent.append(run)
+                self._settling.add(run)
         self._appetite.learn(total, count)
 
     def _drop(self, run: Run) -> None:
@@ -208,44 +200,6 @@ class QueueWorker:
             self._gate.ended(self.queue)
         if not self.held:
             self._gate.emptied()
-
-    def _settled(self, batch: list[Run], turn: Turn) -> None:
-        resent, self._resend = self._resend, False
-        before, self._kept = self._kept, []
-        if not turn.missed:
-            told = outcomes_wanted()
-            for run in batch:
-                self._drop(run)
-                if told:
-                    announce(self.queue, run)
-            return
-        for run in batch:
-            msg_id = run.message.receipt.msg_id
-            kind, detail = turn.missed.get(msg_id, ("", ""))
-            if kind == "error":
-                if run not in before:
-                    events.emit("queue.error", queue=self.queue, msg_id=msg_id, error=detail)
-                if self._settles_again(run, detail):
-                    self._kept.append(run)
-                    continue
-            self._drop(run)
-            # 'gone' after a lost answer: the settlement had committed all the same.
-            if not kind or (kind == "gone" and resent):
-                announce(self.queue, run)
-            elif kind != "error" and not run.lost:
-                events.emit("message.lease_lost", queue=self.queue, msg_id=msg_id)
-        self._unsent += self._kept
-
-    def _settles_again(self, run: Run, detail: str) -> bool:
-        # Sent again as it is, and nobody is charged.
-        if sqlstates.passes(detail[:5]):
-            return True
-        if not isinstance(run.outcome, Ack):
-            return False
-        # Its work is done but cannot be written down, say because the archive is gone. It must not run again, neither
-        # as a retry nor as a suspect; so a person gets it, with the reason.
-        run.outcome = DeadLetter("unstored", f"the handler succeeded, but its result could not be stored: {detail}")
-        return True
 
     def _take(self, turn: Turn, level: int | None, sent: float) -> None:
         for msg_id, lost in turn.buried:
@@ -297,7 +251,7 @@ class QueueWorker:
                 return 0.0
         elif count and not turn.waiting:
             self.empty_claims += 1
-        if turn.waiting or self._unsent:
+        if turn.waiting or self._settling:
             return BLOCKED
         if count == 0:
             return self.options.cycle_seconds
@@ -309,8 +263,7 @@ class QueueWorker:
         )
 
     def _lose(self, error: TransportUnavailable) -> float:
-        # What was sent may have committed; sending it again is safe, because every receipt is spent by its settle.
-        self._resend = self._resend or bool(self._unsent)
+        self._settling.unanswered()
         self.last_turn = self._now()
         return self._outage.lost(error)
 
@@ -319,12 +272,5 @@ class QueueWorker:
         self.last_turn = self._now()
         self._outage.refused(error, sqlstate)
         if sqlstate == sqlstates.UNDEFINED_TABLE:
-            for run in self._unsent:
-                self._drop(run)
-            self._unsent, self._kept = [], []
+            self._settling.forget()
         return when_refused(self.options.cycle_seconds)
-
-
-def _settlement(run: Run) -> Settlement:
-    assert run.outcome is not None  # noqa: S101 - for the type checker; the caller has looked
-    return Settlement(run.message.receipt, run.outcome, run.message.counted)
