@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from apscheduler.triggers.cron import CronTrigger
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from queue_worker.schedule_cron import Cron, Interval, parse
@@ -119,7 +119,7 @@ def lines(draw: st.DrawFn) -> Fields:
     return Fields(text, minute[1], hour[1], days, month[1], iso, either)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(fields=lines(), zone=st.sampled_from(ZONES), index=st.integers(0, 99), offset=st.integers(-1500, 300))
 def test_around_each_change_of_the_clock_the_times_are_those_of_the_oracle(
     fields: Fields, zone: str, index: int, offset: int
@@ -160,7 +160,7 @@ def test_a_daily_time_fires_once_on_every_date_from_2024_to_2030(zone: str) -> N
 
 @pytest.mark.parametrize("zone", ZONES)
 @given(fields=lines(), minutes=st.integers(0, 3_600_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_times_are_strictly_after_and_the_same_from_any_moment_before_them(
     zone: str, fields: Fields, minutes: int
 ) -> None:
@@ -261,6 +261,7 @@ def test_intervals(text: str, seconds: int) -> None:
     assert parse(text) == Interval(seconds)
 
 
+@settings(deadline=None)
 @given(seconds=st.integers(1, 366 * 86_400), passed=st.integers(0, 40 * 366 * 86_400), part=st.integers(0, 999_999))
 def test_an_interval_keeps_its_grid_for_decades(seconds: int, passed: int, part: int) -> None:
     moment = FIRST + timedelta(seconds=passed, microseconds=part)
@@ -297,6 +298,7 @@ def test_an_unknown_zone_is_refused() -> None:
             rule_of("* * * * *", zone, FIRST)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=40))
 def test_any_text_is_understood_or_refused_never_worse(text: str) -> None:
     try:
