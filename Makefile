@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := embedded,api,stripe,pdf,otel,dev
+EXTRAS := embedded,api,stripe,pdf,otel,reload,dev
 NPM_TOOLS := pm2@7.0.4
 PYTEST := $(BIN)/python -m pytest -n auto --cov --cov-fail-under=0
 
