@@ -5,17 +5,20 @@ from __future__ import annotations
 import signal
 import sys
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from loguru import logger
 
 from queue_worker import log, log_events
-from queue_worker.cli import common, parents
+from queue_worker.cli import common
 from queue_worker.cli.application import load_app
 from queue_worker.cli.failure import FAILED
 from queue_worker.config import Settings
 from queue_worker.errors import QueueWorkerError
+
+if TYPE_CHECKING:
+    from queue_worker.cli.parents import ProcessHost
 
 _RELOAD_GRACE = 2.0
 """Seconds that handlers get when a file has changed: who develops does not wait for the grace of production."""
@@ -57,6 +60,9 @@ def start(
     child: Annotated[str | None, typer.Option("--child", hidden=True)] = None,
 ) -> int:
     """Run the worker until SIGTERM or SIGINT."""
+    # Here, because no other command needs the engine.
+    from queue_worker.cli import parents
+
     given: dict[str, Any] = {
         "only": ",".join(queues) if queues else None,
         "concurrency": concurrency,
@@ -82,6 +88,8 @@ def start(
 
 
 def _work(settings: Settings, child: str | None) -> int:
+    from queue_worker.cli import parents
+
     number, _, descriptor = (child or "").partition(":")
     host = parents.host_of(settings, int(descriptor) if descriptor.isdigit() else None)
     if isinstance(sys.stdout, TextIOWrapper):
@@ -105,7 +113,7 @@ def _work(settings: Settings, child: str | None) -> int:
     return code
 
 
-def _run(settings: Settings, host: parents.ProcessHost) -> int:
+def _run(settings: Settings, host: ProcessHost) -> int:
     from queue_worker.service import Service
 
     service = Service(settings, load_app(settings.app), host.host)
