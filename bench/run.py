@@ -12,6 +12,9 @@ RUNS = (
     ("pickup.py",),
     ("idle.py",),
     ("mail.py",),
+    ("lanes.py",),
+    ("rate.py",),
+    ("cost.py",),
     ("retention.py",),
 )
 
