@@ -46,9 +46,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 bench: .venv/.dev
-	$(BIN)/python bench/drain.py
-	$(BIN)/python bench/pickup.py
-	$(BIN)/python bench/idle.py
+	$(BIN)/python bench/run.py
 
 clean:
 	rm -rf .venv .make .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
