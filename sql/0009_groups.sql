@@ -2,12 +2,15 @@
 -- Ordered queues: what keeps the order, and which messages of them are candidates of a claim. See docs/limits.md.
 
 -- A group is the messages of an ordered queue that share a group_key. due_at: when to look at it next ('infinity': it
--- was empty); priority: that of its first message. The queue's rows are the truth, this is an order to look at them.
+-- was empty); priority: that of its first message; held: those that were started and are not known to have ended, which
+-- stay the first: a message with a smaller id may be committed while they run. The queue's rows are the truth, this is
+-- an order to look at them.
 create table queue_worker_data.groups (
     queue    text not null,
     key      text not null,
     priority smallint not null default 0,
     due_at   timestamptz not null,
+    held     bigint[] not null default '{}',
     primary key (queue, key)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, fillfactor = 70);
 create index groups_due_idx on queue_worker_data.groups (queue, priority desc, due_at);
@@ -54,6 +57,23 @@ begin
         from (values (old.headers), (new.headers)) c (headers) where c.headers ? 'group_key';
     return null;
 end $$;
+
+-- The first messages of group k.key of a queue, as a subquery: those of `held`, and of the others at most `most`. Both are
+-- SQL text.
+create function queue_worker_data.heads_expression(queue text, held text, most text) returns text
+language sql immutable set search_path = '' as $$
+    select pg_catalog.format(
+        '(select x.* from (
+             select m.ctid as tid, m.msg_id, m.vt, %1$s as priority, true as begun from pgmq.%2$I m
+             where m.headers ? ''group_key'' and %3$s = k.key and m.msg_id = any (%4$s)
+             union all
+             (select m.ctid, m.msg_id, m.vt, %1$s, false from pgmq.%2$I m
+              where m.headers ? ''group_key'' and %3$s = k.key and m.msg_id <> all (%4$s)
+              order by m.msg_id limit %5$s)) x
+         order by x.begun desc, x.msg_id)',
+        queue_worker_data.priority_expression(), 'q_' || heads_expression.queue, queue_worker_data.group_expression(),
+        held, most);
+$$;
 
 create function queue_worker_data.equip_ordered(queue text) returns void
 language plpgsql set search_path = '' as $$
@@ -154,15 +174,75 @@ begin
         'insert into queue_worker_data.groups as g (queue, key, priority, due_at)
          select $1, k.key, coalesce(h.priority, 0),
                 case when h.vt is null then ''infinity'' else greatest(h.vt, $3) end
-         from unnest($2) k (key) left join lateral (
-             select min(x.vt) as vt, (pg_catalog.array_agg(x.priority))[1] as priority from (
-                 select m.vt, %1$s as priority from pgmq.%2$I m
-                 where m.headers ? ''group_key'' and %3$s = k.key order by m.msg_id limit $4) x) h on true
-         where k.key <> all ($5) order by k.key
+         from (select u.key, coalesce(e.held, ''{}'') as held from unnest($2) u (key)
+               left join queue_worker_data.groups e on e.queue = $1 and e.key = u.key
+               where u.key <> all ($5)) k
+         left join lateral (
+             select min(y.vt) as vt, (pg_catalog.array_agg(y.priority))[1] as priority
+             from (select x.vt, x.priority from %s x limit $4) y) h on true
+         order by k.key
          on conflict (queue, key) do update set priority = excluded.priority,
              due_at = case when excluded.due_at = $3 then least(g.due_at, $3) else excluded.due_at end',
-        queue_worker_data.priority_expression(), 'q_' || answer_bells.queue, queue_worker_data.group_expression())
+        queue_worker_data.heads_expression(answer_bells.queue, 'k.held', '$4'))
         using answer_bells.queue, rung, read_at, at_once, coalesce(busy, '{}');
+end $$;
+
+-- Of these due groups, whose rows the caller has locked, and of these messages without a group, the first `wanted` by how
+-- long they wait: locked, and their groups entered as if they ran. Groups that are not due after all, or not at this
+-- level, are entered for when they are. Looks in a statement of its own, after the groups were locked: its snapshot has
+-- all that was settled.
+create function queue_worker_data.open_groups(
+    queue text, keys text[], free tid[], read_at timestamptz, level smallint, wanted int, at_once int,
+    lease_seconds double precision)
+returns tid[]
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+    busy_pause constant interval := '0.5 s';
+    picked tid[];
+begin
+    execute pg_catalog.format(
+        'with looked as materialized (
+             select k.key, k.due_at, h.tids, h.ids, h.vts, h.held, h.first_priority,
+                    (select i from unnest(h.vts) with ordinality v (vt, i) where v.vt <= $3 and i <= $4
+                     order by i limit 1) as at
+             from queue_worker_data.groups k
+             cross join lateral (
+                 select pg_catalog.array_agg(x.tid) as tids, pg_catalog.array_agg(x.msg_id) as ids,
+                        pg_catalog.array_agg(x.vt) as vts, count(*) filter (where x.begun) as held,
+                        (pg_catalog.array_agg(x.priority))[1] as first_priority from %1$s x) h
+             where k.queue = $1 and k.key = any ($2)),
+         offered as (
+             select l.key, l.due_at, l.tids[l.at] as tid from looked l
+             where l.at is not null and l.first_priority >= $5),
+         chosen as (
+             select x.key, x.tid from (
+                 select o.key, o.tid, o.due_at from offered o
+                 union all
+                 select null, f.tid, f.vt from (select m.ctid as tid, m.vt from pgmq.%2$I m where m.ctid = any ($6)) f
+                 ) x order by x.due_at limit $7),
+         mine as materialized (
+             select m.ctid as tid from pgmq.%2$I m
+             where m.ctid = any (array(select c.tid from chosen c)) and m.vt <= $3 for update skip locked),
+         filed as (
+             update queue_worker_data.groups g set priority = coalesce(l.first_priority, 0),
+                 due_at = case
+                     when l.tids is null then ''infinity''
+                     when l.at is null then (select min(v) from unnest(l.vts[:$4]) v)
+                     when l.first_priority < $5 or c.key is null then g.due_at
+                     when t.tid is null then $3 + $9
+                     when (select count(*) from unnest(l.vts[:$4]) v where v <= $3) > 1 then $3
+                     else least($8, (select min(v) from unnest(l.vts[:$4]) v where v > $3)) end,
+                 held = case when l.tids is null then ''{}''
+                             when t.tid is null or l.at <= l.held then l.ids[:l.held]
+                             else l.ids[:l.held] || l.ids[l.at] end
+             from looked l left join chosen c on c.key = l.key left join mine t on t.tid = c.tid
+             where g.queue = $1 and g.key = l.key)
+         select pg_catalog.array_agg(mine.tid) from mine',
+        queue_worker_data.heads_expression(open_groups.queue, 'k.held', '$4'), 'q_' || open_groups.queue)
+        into picked using open_groups.queue, keys, read_at, at_once, level, free, wanted,
+            read_at + pg_catalog.make_interval(secs => lease_seconds), busy_pause;
+    return coalesce(picked, '{}');
 end $$;
 
 -- Candidates of an ordered queue: of each due group the first message that is due among its first `at_once`, and
@@ -173,15 +253,15 @@ returns tid[]
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
-    busy_pause constant interval := '0.5 s';
     name constant text := 'q_' || pick_ordered.queue;
     prio constant text := queue_worker_data.priority_expression();
-    grp constant text := queue_worker_data.group_expression();
+    most_looks constant int := 1000;
+    most_rounds constant int := 20;
     level smallint := 101;
+    looks int;
     keys text[];
-    heads record;
+    seen text[];
     free tid[];
-    found_here tid[];
     picked tid[] := '{}';
 begin
     perform queue_worker_data.answer_bells(pick_ordered.queue, read_at, at_once);
@@ -196,60 +276,32 @@ begin
             into level using pick_ordered.queue, level;
         exit when level is null or pg_catalog.cardinality(picked) >= max_count;
 
-        select pg_catalog.array_agg(x.key order by x.due_at) into keys from (
-            select g.key, g.due_at from queue_worker_data.groups g
-            where g.queue = pick_ordered.queue and g.priority = level and g.due_at <= read_at
-            order by g.due_at limit max_count - pg_catalog.cardinality(picked) for update skip locked) x;
         execute pg_catalog.format(
             'select pg_catalog.array_agg(x.ctid order by x.vt) from (
                  select m.ctid, m.vt from pgmq.%2$I m
                  where (m.headers ? ''group_key'') is not true and %1$s = $1 and m.vt <= $2
                  order by m.vt limit $3 for update skip locked) x', prio, name)
             into free using level, read_at, max_count - pg_catalog.cardinality(picked);
-        if keys is null then
-            picked := picked || coalesce(free, '{}');
-            continue;
-        end if;
-        -- Looked at in a statement of its own, after the groups were locked: its snapshot has all that was settled.
-        execute pg_catalog.format(
-            'with looked as materialized (
-                 select k.key, k.n, g.due_at, h.tids, h.vts, h.first_priority,
-                        (select i from unnest(h.vts) with ordinality v (vt, i) where v.vt <= $3 order by i limit 1) as at
-                 from unnest($2) with ordinality k (key, n)
-                 join queue_worker_data.groups g on g.queue = $1 and g.key = k.key
-                 cross join lateral (
-                     select pg_catalog.array_agg(x.ctid) as tids, pg_catalog.array_agg(x.vt) as vts,
-                            (pg_catalog.array_agg(x.priority))[1] as first_priority from (
-                         select m.ctid, m.vt, %1$s as priority from pgmq.%2$I m
-                         where m.headers ? ''group_key'' and %3$s = k.key order by m.msg_id limit $4) x) h),
-             offered as (
-                 select l.key, l.due_at, l.tids[l.at] as tid from looked l
-                 where l.at is not null and l.first_priority >= $5),
-             chosen as (
-                 select x.key, x.tid from (
-                     select o.key, o.tid, o.due_at from offered o
-                     union all
-                     select null, f.tid, f.vt from (select m.ctid as tid, m.vt from pgmq.%2$I m where m.ctid = any ($6)) f
-                     ) x order by x.due_at limit $7),
-             mine as materialized (
-                 select m.ctid as tid from pgmq.%2$I m
-                 where m.ctid = any (array(select c.tid from chosen c)) and m.vt <= $3 for update skip locked),
-             filed as (
-                 update queue_worker_data.groups g set priority = coalesce(l.first_priority, 0),
-                     due_at = case
-                         when l.tids is null then ''infinity''
-                         when l.at is null then (select min(v) from unnest(l.vts) v)
-                         when l.first_priority < $5 or c.key is null then g.due_at
-                         when c.tid not in (select mine.tid from mine) then $3 + $9
-                         when (select count(*) from unnest(l.vts) v where v <= $3) > 1 then $3
-                         else least($8, (select min(v) from unnest(l.vts) v where v > $3)) end
-                 from looked l left join chosen c on c.key = l.key
-                 where g.queue = $1 and g.key = l.key)
-             select pg_catalog.array_agg(mine.tid) from mine', prio, name, grp)
-            into found_here using pick_ordered.queue, keys, read_at, at_once, level, coalesce(free, '{}'),
-                max_count - pg_catalog.cardinality(picked),
-                read_at + pg_catalog.make_interval(secs => lease_seconds), busy_pause;
-        picked := picked || coalesce(found_here, '{}');
+        looks := max_count - pg_catalog.cardinality(picked);
+        seen := '{}';
+        -- Again, where groups were not due after all (leases were extended, heads deleted): those behind them are.
+        for n in 1 .. most_rounds loop
+            execute 'select pg_catalog.array_agg(x.key) from (
+                         select g.key from queue_worker_data.groups g
+                         where g.queue = $1 and g.priority = $2 and g.due_at <= $3 and g.key <> all ($4)
+                         order by g.due_at limit $5 for update skip locked) x'
+                into keys using pick_ordered.queue, level, read_at, seen, looks;
+            if keys is null then
+                picked := picked || free;
+                exit;
+            end if;
+            picked := picked || queue_worker_data.open_groups(pick_ordered.queue, keys, coalesce(free, '{}'), read_at,
+                level, max_count - pg_catalog.cardinality(picked), at_once, lease_seconds);
+            exit when pg_catalog.cardinality(keys) < looks or pg_catalog.cardinality(picked) >= max_count;
+            free := null;
+            seen := seen || keys;
+            looks := least(looks * 2, most_looks);
+        end loop;
     end loop;
     return nullif(picked, '{}');
 end $$;
