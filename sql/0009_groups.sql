@@ -161,11 +161,15 @@ begin
     select max(x.bell_id), pg_catalog.array_agg(distinct x.key) into last_bell, rung from (
         select b.bell_id, b.key from queue_worker_data.bells b where b.queue = answer_bells.queue
         order by b.bell_id limit most_bells) x;
-    with mine as (
-        select g.key from queue_worker_data.groups g where g.queue = answer_bells.queue and g.key = any (rung)
-        order by g.key for update skip locked)
-    select pg_catalog.array_agg(g.key) into busy from queue_worker_data.groups g
-        where g.queue = answer_bells.queue and g.key = any (rung) and g.key not in (select mine.key from mine);
+    -- Here and below, LIMIT keeps the plan at the primary key, whatever the planner believes of the table.
+    with known as materialized (
+        select g.tid, g.key from pg_catalog.unnest(rung) k (key)
+        cross join lateral (select x.ctid as tid, x.key from queue_worker_data.groups x
+                            where x.queue = answer_bells.queue and x.key = k.key limit 1) g),
+    mine as materialized (
+        select g.key from queue_worker_data.groups g
+        where g.ctid = any (array(select known.tid from known)) for update skip locked)
+    select pg_catalog.array_agg(known.key) into busy from known where known.key not in (select mine.key from mine);
     -- The bells go before the look: what was committed with them is then visible to it.
     delete from queue_worker_data.bells b
         where b.queue = answer_bells.queue and b.bell_id <= last_bell and b.key = any (rung)
@@ -175,7 +179,8 @@ begin
          select $1, k.key, coalesce(h.priority, 0),
                 case when h.vt is null then ''infinity'' else greatest(h.vt, $3) end
          from (select u.key, coalesce(e.held, ''{}'') as held from unnest($2) u (key)
-               left join queue_worker_data.groups e on e.queue = $1 and e.key = u.key
+               left join lateral (select x.held from queue_worker_data.groups x
+                                  where x.queue = $1 and x.key = u.key limit 1) e on true
                where u.key <> all ($5)) k
          left join lateral (
              select min(y.vt) as vt, (pg_catalog.array_agg(y.priority))[1] as priority
@@ -187,12 +192,12 @@ begin
         using answer_bells.queue, rung, read_at, at_once, coalesce(busy, '{}');
 end $$;
 
--- Of these due groups, whose rows the caller has locked, and of these messages without a group, the first `wanted` by how
+-- Of these due rows of groups, which the caller has locked, and of these messages without a group, the first `wanted` by how
 -- long they wait: locked, and their groups entered as if they ran. Groups that are not due after all, or not at this
 -- level, are entered for when they are. Looks in a statement of its own, after the groups were locked: its snapshot has
 -- all that was settled.
 create function queue_worker_data.open_groups(
-    queue text, keys text[], free tid[], read_at timestamptz, level smallint, wanted int, at_once int,
+    queue text, due tid[], free tid[], read_at timestamptz, level smallint, wanted int, at_once int,
     lease_seconds double precision)
 returns tid[]
 language plpgsql set search_path = '' as $$
@@ -202,8 +207,8 @@ declare
     picked tid[];
 begin
     execute pg_catalog.format(
-        'with looked as materialized (
-             select k.key, k.due_at, h.tids, h.ids, h.vts, h.held, h.first_priority,
+        'with seen as materialized (
+             select k.ctid as tid, k.due_at, h.tids, h.ids, h.vts, h.held, h.first_priority,
                     (select i from unnest(h.vts) with ordinality v (vt, i) where v.vt <= $3 and i <= $4
                      order by i limit 1) as at
              from queue_worker_data.groups k
@@ -211,36 +216,37 @@ begin
                  select pg_catalog.array_agg(x.tid) as tids, pg_catalog.array_agg(x.msg_id) as ids,
                         pg_catalog.array_agg(x.vt) as vts, count(*) filter (where x.begun) as held,
                         (pg_catalog.array_agg(x.priority))[1] as first_priority from %1$s x) h
-             where k.queue = $1 and k.key = any ($2)),
-         offered as (
-             select l.key, l.due_at, l.tids[l.at] as tid from looked l
-             where l.at is not null and l.first_priority >= $5),
+             where k.ctid = any (array(select unnest($2)))),
+         looked as materialized (
+             select seen.*, case when first_priority >= $5 then tids[at] end as offer from seen),
          chosen as (
-             select x.key, x.tid from (
-                 select o.key, o.tid, o.due_at from offered o
+             select x.tid from (
+                 select l.offer as tid, l.due_at from looked l where l.offer is not null
                  union all
-                 select null, f.tid, f.vt from (select m.ctid as tid, m.vt from pgmq.%2$I m where m.ctid = any ($6)) f
-                 ) x order by x.due_at limit $7),
+                 select m.ctid, m.vt from pgmq.%2$I m where m.ctid = any ($6)) x
+             order by x.due_at limit $7),
          mine as materialized (
              select m.ctid as tid from pgmq.%2$I m
              where m.ctid = any (array(select c.tid from chosen c)) and m.vt <= $3 for update skip locked),
+         fate as materialized (
+             select l.*, l.offer = any (array(select c.tid from chosen c)) is true as is_chosen,
+                    l.offer = any (array(select mine.tid from mine)) is true as is_mine from looked l),
          filed as (
-             update queue_worker_data.groups g set priority = coalesce(l.first_priority, 0),
+             update queue_worker_data.groups g set priority = coalesce(f.first_priority, 0),
                  due_at = case
-                     when l.tids is null then ''infinity''
-                     when l.at is null then (select min(v) from unnest(l.vts[:$4]) v)
-                     when l.first_priority < $5 or c.key is null then g.due_at
-                     when t.tid is null then $3 + $9
-                     when (select count(*) from unnest(l.vts[:$4]) v where v <= $3) > 1 then $3
-                     else least($8, (select min(v) from unnest(l.vts[:$4]) v where v > $3)) end,
-                 held = case when l.tids is null then ''{}''
-                             when t.tid is null or l.at <= l.held then l.ids[:l.held]
-                             else l.ids[:l.held] || l.ids[l.at] end
-             from looked l left join chosen c on c.key = l.key left join mine t on t.tid = c.tid
-             where g.queue = $1 and g.key = l.key)
+                     when f.tids is null then ''infinity''
+                     when f.at is null then (select min(v) from unnest(f.vts[:$4]) v)
+                     when not f.is_chosen then g.due_at
+                     when not f.is_mine then $3 + $9
+                     when (select count(*) from unnest(f.vts[:$4]) v where v <= $3) > 1 then $3
+                     else least($8, (select min(v) from unnest(f.vts[:$4]) v where v > $3)) end,
+                 held = case when f.tids is null then ''{}''
+                             when f.is_mine and f.at > f.held then f.ids[:f.held] || f.ids[f.at]
+                             else f.ids[:f.held] end
+             from fate f where g.ctid = f.tid and g.ctid = any (array(select unnest($2))))
          select pg_catalog.array_agg(mine.tid) from mine',
         queue_worker_data.heads_expression(open_groups.queue, 'k.held', '$4'), 'q_' || open_groups.queue)
-        into picked using open_groups.queue, keys, read_at, at_once, level, free, wanted,
+        into picked using open_groups.queue, due, read_at, at_once, level, free, wanted,
             read_at + pg_catalog.make_interval(secs => lease_seconds), busy_pause;
     return coalesce(picked, '{}');
 end $$;
@@ -260,6 +266,7 @@ declare
     level smallint := 101;
     looks int;
     keys text[];
+    due tid[];
     seen text[];
     free tid[];
     picked tid[] := '{}';
@@ -286,16 +293,16 @@ begin
         seen := '{}';
         -- Again, where groups were not due after all (leases were extended, heads deleted): those behind them are.
         for n in 1 .. most_rounds loop
-            execute 'select pg_catalog.array_agg(x.key) from (
-                         select g.key from queue_worker_data.groups g
+            execute 'select pg_catalog.array_agg(x.key), pg_catalog.array_agg(x.ctid) from (
+                         select g.key, g.ctid from queue_worker_data.groups g
                          where g.queue = $1 and g.priority = $2 and g.due_at <= $3 and g.key <> all ($4)
                          order by g.due_at limit $5 for update skip locked) x'
-                into keys using pick_ordered.queue, level, read_at, seen, looks;
+                into keys, due using pick_ordered.queue, level, read_at, seen, looks;
             if keys is null then
                 picked := picked || free;
                 exit;
             end if;
-            picked := picked || queue_worker_data.open_groups(pick_ordered.queue, keys, coalesce(free, '{}'), read_at,
+            picked := picked || queue_worker_data.open_groups(pick_ordered.queue, due, coalesce(free, '{}'), read_at,
                 level, max_count - pg_catalog.cardinality(picked), at_once, lease_seconds);
             exit when pg_catalog.cardinality(keys) < looks or pg_catalog.cardinality(picked) >= max_count;
             free := null;
