@@ -129,6 +129,7 @@ begin
     end if;
     -- Several workers start at once; a transaction lock also works behind a transaction pooler.
     perform pg_catalog.pg_advisory_xact_lock(1903520, pg_catalog.hashtext(create_queue.queue));
+    perform queue_worker_data.note_now();
     -- The table too: pgmq keeps the name of a queue whose table was dropped by hand.
     if not exists (select from pgmq.meta m where m.queue_name = create_queue.queue)
        or pg_catalog.to_regclass(name) is null then
@@ -321,15 +322,9 @@ language plpgsql set search_path = '' as $$
 declare
     gone bigint;
 begin
-    -- The lock of answer_bells: nobody enters groups meanwhile.
-    if not exists (select from queue_worker_data.queues q where q.queue = prune_groups.queue and q.ordered)
-       or not pg_catalog.pg_try_advisory_xact_lock(1903522, pg_catalog.hashtext(prune_groups.queue)) then
+    if not exists (select from queue_worker_data.queues q where q.queue = prune_groups.queue and q.ordered) then
         return 0;
     end if;
-    delete from queue_worker_data.groups g where g.ctid = any (array(
-        select x.ctid from queue_worker_data.groups x where x.queue = prune_groups.queue and x.due_at = 'infinity'
-        limit max_count for update skip locked));
-    get diagnostics gone = row_count;
     execute pg_catalog.format(
         'insert into queue_worker_data.bells (queue, key)
          with recursive k (key) as (
@@ -341,6 +336,14 @@ begin
              and not exists (select from queue_worker_data.groups g
                              where g.queue = $1 and g.key = k.key and g.due_at < ''infinity'')',
         queue_worker_data.group_expression(), 'q_' || prune_groups.queue) using prune_groups.queue;
+    -- The lock of answer_bells: nobody enters groups meanwhile. Taken last, claims would miss it.
+    if not pg_catalog.pg_try_advisory_xact_lock(1903522, pg_catalog.hashtext(prune_groups.queue)) then
+        return 0;
+    end if;
+    delete from queue_worker_data.groups g where g.ctid = any (array(
+        select x.ctid from queue_worker_data.groups x where x.queue = prune_groups.queue and x.due_at = 'infinity'
+        limit max_count for update skip locked));
+    get diagnostics gone = row_count;
     return gone;
 end $$;
 
