@@ -97,11 +97,17 @@ begin
         'create or replace trigger queue_worker_ring_row after update on pgmq.%I for each row
          when (new.vt < old.vt or new.headers is distinct from old.headers)
          execute function queue_worker_data.ring_row(%L)', name, equip_ordered.queue);
-    -- What stands there already.
+    -- What stands there already; those that run are what their groups wait for.
     execute pg_catalog.format(
         'insert into queue_worker_data.bells (queue, key)
          select distinct $1, %s from pgmq.%I where headers ? ''group_key''',
         queue_worker_data.group_expression(), name) using equip_ordered.queue;
+    execute pg_catalog.format(
+        'insert into queue_worker_data.groups (queue, key, due_at, held)
+         select $1, %1$s, $2, pg_catalog.array_agg(msg_id order by msg_id) from pgmq.%2$I
+         where headers ? ''group_key'' and vt > $2 and read_ct > 0 group by 2
+         on conflict do nothing',
+        queue_worker_data.group_expression(), name) using equip_ordered.queue, pg_catalog.clock_timestamp();
 end $$;
 
 -- Makes a queue, or takes over one that pgmq made; does nothing for one that is ready. `ordered`: messages that share a

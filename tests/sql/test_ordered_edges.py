@@ -147,3 +147,14 @@ def test_a_queue_that_is_made_again_remembers_nothing(ordered: Engine) -> None:
     ordered.create()
     sent = [ordered.send() for _ in range(3)]
     assert ids(ordered) == sent
+
+
+def test_a_queue_that_becomes_ordered_waits_for_what_runs(engine: Engine) -> None:
+    first, second = send(engine, "a", 2)
+    one, two = engine.take(2)
+    engine.settle(others=[(one, "failed", 0, "", "boom")])
+    engine.rows("select queue_worker.create_queue('work', ordered => true)")
+    assert ids(engine) == []
+    engine.settle([two])
+    assert ids(engine) == [first]
+    assert two[0] == second
