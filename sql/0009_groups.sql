@@ -157,17 +157,21 @@ language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
     most_bells constant int := 5000;
+    rings boolean;
     last_bell bigint;
     rung text[];
     busy text[];
 begin
-    if not exists (select from queue_worker_data.bells b where b.queue = answer_bells.queue)
-       or not pg_catalog.pg_try_advisory_xact_lock(1903522, pg_catalog.hashtext(answer_bells.queue)) then
+    -- EXECUTE: there may be more dead bells than a plan made for the empty table can bear.
+    execute 'select true from queue_worker_data.bells b where b.queue = $1 order by b.bell_id limit 1'
+        into rings using answer_bells.queue;
+    if rings is null or not pg_catalog.pg_try_advisory_xact_lock(1903522, pg_catalog.hashtext(answer_bells.queue)) then
         return;
     end if;
-    select max(x.bell_id), pg_catalog.array_agg(distinct x.key) into last_bell, rung from (
-        select b.bell_id, b.key from queue_worker_data.bells b where b.queue = answer_bells.queue
-        order by b.bell_id limit most_bells) x;
+    execute 'select max(x.bell_id), pg_catalog.array_agg(distinct x.key) from (
+                 select b.bell_id, b.key from queue_worker_data.bells b where b.queue = $1
+                 order by b.bell_id limit $2) x'
+        into last_bell, rung using answer_bells.queue, most_bells;
     -- Here and below, LIMIT keeps the plan at the primary key, whatever the planner believes of the table.
     with known as materialized (
         select g.tid, g.key from pg_catalog.unnest(rung) k (key)
@@ -178,9 +182,9 @@ begin
         where g.ctid = any (array(select known.tid from known)) for update skip locked)
     select pg_catalog.array_agg(known.key) into busy from known where known.key not in (select mine.key from mine);
     -- The bells go before the look: what was committed with them is then visible to it.
-    delete from queue_worker_data.bells b
-        where b.queue = answer_bells.queue and b.bell_id <= last_bell and b.key = any (rung)
-          and b.key <> all (coalesce(busy, '{}'));
+    execute 'delete from queue_worker_data.bells b
+             where b.queue = $1 and b.bell_id <= $2 and b.key = any ($3) and b.key <> all ($4)'
+        using answer_bells.queue, last_bell, rung, coalesce(busy, '{}');
     execute pg_catalog.format(
         'insert into queue_worker_data.groups as g (queue, key, priority, due_at)
          select $1, k.key, coalesce(h.priority, 0),

@@ -24,7 +24,8 @@ alter table queue_worker_data.slots enable row level security;
 -- what it started. Sets wait_seconds where there is nothing to be had: when the rate allows the next, or null.
 create function queue_worker_data.allowance(
     queue text, rate_count int, rate_seconds int, fleet int, out allowed int, out wait_seconds double precision)
-language plpgsql set search_path = '' as $$
+-- Less than the server's deadlock_timeout: whoever waits has settled before, and may hold what the other one needs.
+language plpgsql set search_path = '' set lock_timeout = '200ms' as $$
 #variable_conflict use_column
 declare
     l record;
@@ -33,11 +34,17 @@ declare
     free int;
 begin
     allowed := 2147483647;
-    select x.used_at, x.used into l from queue_worker_data.limits x where x.queue = allowance.queue for update;
-    if not found then
-        insert into queue_worker_data.limits (queue) values (allowance.queue) on conflict do nothing;
+    begin
         select x.used_at, x.used into l from queue_worker_data.limits x where x.queue = allowance.queue for update;
-    end if;
+        if not found then
+            insert into queue_worker_data.limits (queue) values (allowance.queue) on conflict do nothing;
+            select x.used_at, x.used into l from queue_worker_data.limits x where x.queue = allowance.queue for update;
+        end if;
+    exception when lock_not_available then
+        allowed := 0;
+        wait_seconds := 0.05;
+        return;
+    end;
     -- Read after the lock was had: what another claim wrote lies before it.
     read_at := pg_catalog.clock_timestamp();
     if allowance.fleet is not null then

@@ -252,10 +252,13 @@ create function queue_worker_data.next_due(queue text, read_at timestamptz, orde
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
+    rings bigint;
     due timestamptz;
 begin
     if next_due.ordered then
-        if exists (select from queue_worker_data.bells b where b.queue = next_due.queue) then
+        execute 'select b.bell_id from queue_worker_data.bells b where b.queue = $1 order by b.bell_id limit 1'
+            into rings using next_due.queue;
+        if rings is not null then
             -- Whoever claims at this moment has missed them, or holds their groups.
             return read_at + interval '50 ms';
         end if;

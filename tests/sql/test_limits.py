@@ -190,6 +190,16 @@ def test_claims_at_once_do_not_pass_the_limit(engine: Engine, dsn: str) -> None:
     assert sum(got) == 5
 
 
+def test_a_claim_does_not_wait_long_for_another_one_that_stands_still(engine: Engine, dsn: str) -> None:
+    engine.fill(4)
+    engine.rows("select queue_worker.set_concurrency('work', fleet => 2)")
+    with psycopg.connect(dsn) as still:
+        Engine(still).take(1)
+        (row,) = engine.claim(1)
+        assert (row.kind, float(row.detail)) == ("limited", 0.05)
+    assert len(engine.take(4)) == 1
+
+
 def test_per_group_wants_a_queue_that_has_groups(engine: Engine) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="has no groups"):
         engine.rows("select queue_worker.set_concurrency('work', per_group => 2)")

@@ -12,6 +12,12 @@ from tests.helpers import wait_until
 from tests.sql.engine import Engine
 
 
+SCANS = (
+    "select relname::text, pg_stat_get_numscans(oid) + pg_stat_get_xact_numscans(oid) from pg_class"
+    " where relname in ('q_work', 'groups', 'bells')"
+)
+
+
 @pytest.fixture
 def ordered(engine: Engine) -> Engine:
     engine.rows("select queue_worker.create_queue('work', ordered => true)")
@@ -158,3 +164,19 @@ def test_a_queue_that_becomes_ordered_waits_for_what_runs(engine: Engine) -> Non
     engine.settle([two])
     assert ids(engine) == [first]
     assert two[0] == second
+
+
+def test_a_queue_that_grows_behind_a_warm_connection_is_claimed_by_its_indexes(ordered: Engine) -> None:
+    ordered.rows("select queue_worker.set_concurrency('work', fleet => 1000)")
+    for _ in range(12):
+        ordered.claim(100)
+    ordered.rows(
+        "insert into pgmq.q_work (vt, message, headers) select now(), '{}',"
+        " jsonb_build_object('group_key', 'g' || n % 5000) from generate_series(1, 50000) n"
+    )
+    held = ordered.take(100)
+    before = dict(ordered.rows(SCANS))
+    ordered.settle(held)
+    assert len(ordered.take(100)) == 100
+    after = dict(ordered.rows(SCANS))
+    assert after == before
