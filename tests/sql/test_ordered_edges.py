@@ -11,7 +11,6 @@ import pytest
 from tests.helpers import wait_until
 from tests.sql.engine import Engine
 
-
 SCANS = (
     "select relname::text, pg_stat_get_numscans(oid) + pg_stat_get_xact_numscans(oid) from pg_class"
     " where relname in ('q_work', 'groups', 'bells')"
