@@ -130,8 +130,10 @@ class Broker:
                 probe = True
             else:
                 _note(turn, row[kind], row[msg_id], row[at["detail"]] or "", row[lost])
-        if probe and turn.messages:
-            turn.messages[0].probe = True
+        if probe:
+            # What has expired does not run, and tries nothing.
+            for message in turn.messages:
+                message.probe = not message.expired
         turn.messages.sort(key=lambda message: message.receipt.msg_id)
         return turn
 

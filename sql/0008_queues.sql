@@ -34,7 +34,8 @@ begin
     end loop;
 end $$;
 
--- Notes that a queue has used its priority lane. SECURITY DEFINER: it runs as whoever inserts into the queue.
+-- Notes that a queue has used its priority lane. SECURITY DEFINER: it runs as whoever inserts into the queue, at the end
+-- of the transaction: a breaker or a pause must not wait for a sender's long one.
 create function queue_worker_data.note_priority() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
@@ -45,6 +46,16 @@ begin
                                       where x.queue = tg_argv[0] for update skip locked));
     end if;
     return null;
+end $$;
+
+-- Lets what is to be noted be noted now: a table with a trigger that is yet to run can be neither emptied nor changed.
+create function queue_worker_data.note_now() returns void
+language plpgsql set search_path = '' as $$
+begin
+    set constraints pgmq.queue_worker_priority immediate;
+    set constraints pgmq.queue_worker_priority deferred;
+exception when undefined_object then
+    null;
 end $$;
 
 -- The priority of a message, 0 to 100, from headers that anybody may have written: built-ins only, and total, because
@@ -71,7 +82,8 @@ begin
     if not exists (select from pg_catalog.pg_trigger g
                    where g.tgrelid = is_there and g.tgname = 'queue_worker_priority') then
         execute pg_catalog.format(
-            'create trigger queue_worker_priority after insert on pgmq.%I for each row
+            'create constraint trigger queue_worker_priority after insert or update of headers on pgmq.%I
+             deferrable initially deferred for each row
              when (new.headers ? ''priority'') execute function queue_worker_data.note_priority(%L)',
             name, equip.queue);
     end if;

@@ -24,7 +24,8 @@ alter table queue_worker_data.slots enable row level security;
 -- what it started. Sets wait_seconds where there is nothing to be had: when the rate allows the next, or null.
 create function queue_worker_data.allowance(
     queue text, rate_count int, rate_seconds int, fleet int, out allowed int, out wait_seconds double precision)
-language plpgsql set search_path = '' as $$
+-- Less than the server's deadlock_timeout: whoever waits has settled before, and may hold what the other one needs.
+language plpgsql set search_path = '' set lock_timeout = '200ms' as $$
 #variable_conflict use_column
 declare
     l record;
@@ -33,21 +34,32 @@ declare
     free int;
 begin
     allowed := 2147483647;
-    select x.used_at, x.used into l from queue_worker_data.limits x where x.queue = allowance.queue for update;
-    if not found then
-        insert into queue_worker_data.limits (queue) values (allowance.queue) on conflict do nothing;
+    begin
         select x.used_at, x.used into l from queue_worker_data.limits x where x.queue = allowance.queue for update;
-    end if;
+        if not found then
+            insert into queue_worker_data.limits (queue) values (allowance.queue) on conflict do nothing;
+            select x.used_at, x.used into l from queue_worker_data.limits x where x.queue = allowance.queue for update;
+        end if;
+    exception when lock_not_available then
+        allowed := 0;
+        wait_seconds := 0.05;
+        return;
+    end;
     -- Read after the lock was had: what another claim wrote lies before it.
     read_at := pg_catalog.clock_timestamp();
     if allowance.fleet is not null then
         execute pg_catalog.format(
-            'with d as (
-                 delete from queue_worker_data.slots s where s.queue = $1 and not exists (
-                     select from pgmq.%1$I m where m.msg_id = s.msg_id and m.read_ct = s.read_ct
-                         and m.enqueued_at = s.enqueued_at and m.vt > $2)
-                 returning 1)
-             select (select count(*) from queue_worker_data.slots s where s.queue = $1) - (select count(*) from d)',
+            -- A lease that has ended may yet be extended, so that only a receipt without a row is deleted. LIMIT keeps
+            -- the plan at the primary key.
+            'with held as materialized (
+                 select s.ctid as tid, h.vt from queue_worker_data.slots s left join lateral (
+                     select m.vt from pgmq.%1$I m where m.msg_id = s.msg_id and m.read_ct = s.read_ct
+                         and m.enqueued_at = s.enqueued_at limit 1) h on true
+                 where s.queue = $1),
+             spent as (
+                 delete from queue_worker_data.slots s
+                 where s.ctid = any (array(select held.tid from held where held.vt is null)))
+             select count(*) filter (where held.vt > $2) from held',
             'q_' || allowance.queue) into running using allowance.queue, read_at;
         allowed := greatest(allowance.fleet - running, 0);
     end if;
@@ -102,6 +114,8 @@ create function queue_worker_data.may_probe(queue text, read_at timestamptz) ret
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 begin
+    -- As in claim_lanes: the queue's table comes before our rows.
+    execute pg_catalog.format('lock table pgmq.%I in row exclusive mode', 'q_' || may_probe.queue);
     update queue_worker_data.queues q
         set broken_until = read_at + pg_catalog.make_interval(secs => coalesce(q.broken_seconds, 10))
         where q.ctid = any (array(select x.ctid from queue_worker_data.queues x
@@ -152,6 +166,17 @@ begin
     insert into queue_worker_data.queues as q (queue, fleet, per_group)
         values (set_concurrency.queue, set_concurrency.fleet, set_concurrency.per_group)
         on conflict (queue) do update set fleet = excluded.fleet, per_group = excluded.per_group;
+    if set_concurrency.fleet is not null then
+        -- What was started while there was no limit runs too.
+        execute pg_catalog.format(
+            'insert into queue_worker_data.slots (queue, msg_id, read_ct, enqueued_at)
+             select $1, m.msg_id, m.read_ct, m.enqueued_at from pgmq.%I m
+             where m.vt > $2 and m.vt < ''infinity'' and m.read_ct > 0 and not exists (
+                 select from queue_worker_data.trouble t where t.queue = $1 and t.msg_id = m.msg_id
+                     and t.enqueued_at = m.enqueued_at and t.settled_ct = m.read_ct)
+             on conflict do nothing', 'q_' || set_concurrency.queue)
+            using set_concurrency.queue, pg_catalog.clock_timestamp();
+    end if;
     insert into queue_worker_data.audit (action, queue, detail)
         values ('set_concurrency', set_concurrency.queue,
                 pg_catalog.jsonb_build_object('fleet', set_concurrency.fleet, 'per_group', set_concurrency.per_group));

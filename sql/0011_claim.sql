@@ -84,11 +84,12 @@ end $$;
 drop function queue_worker_data.claim_troubled(text, tid[], timestamptz, int, double precision, int, int, text);
 
 -- The rare half of a claim: some candidate was claimed before. Clean ones are taken; of the suspects at most one,
--- if the worker takes one (suspects 1: beside its other work, 2: its process is empty). refill: up to so many others in
--- order of due time take the places of suspects that must wait.
+-- if the worker takes one (suspects 1: beside its other work, 2: its process is empty). max_count: up to so many, others
+-- in order of due time take the places of suspects that must wait; of an ordered queue only those without a group, its
+-- groups take turns by themselves.
 create function queue_worker_data.claim_troubled(
-    queue text, candidates tid[], read_at timestamptz, refill int, lease_seconds double precision,
-    suspects int, max_lost int, worker text)
+    queue text, candidates tid[], read_at timestamptz, max_count int, lease_seconds double precision,
+    suspects int, max_lost int, worker text, ordered boolean default false)
 returns setof queue_worker_data.turn
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -153,7 +154,7 @@ begin
         return next item;
     end if;
 
-    if dropped > 0 and pg_catalog.cardinality(take) < refill and chosen_lost < alone_from then
+    if dropped > 0 and pg_catalog.cardinality(take) < max_count and chosen_lost < alone_from then
         -- Suspects that must wait stand in front of the order of due time; what is behind them must not wait too.
         execute pg_catalog.format(
             'select pg_catalog.array_agg(x.ctid) from (
@@ -162,8 +163,10 @@ begin
                    and (m.read_ct = 0 or exists (select from queue_worker_data.trouble t
                             where t.queue = $3 and t.msg_id = m.msg_id and t.enqueued_at = m.enqueued_at
                               and t.settled_ct = m.read_ct))
-                 order by m.vt limit $4 for update skip locked) x', 'q_' || claim_troubled.queue)
-            into others using read_at, candidates, claim_troubled.queue, refill - pg_catalog.cardinality(take);
+                   %s m.vt limit $4 for update skip locked) x', 'q_' || claim_troubled.queue,
+            case when ordered then pg_catalog.format('and (m.headers ? ''group_key'') is not true order by %s desc,',
+                                                     queue_worker_data.priority_expression()) else 'order by' end)
+            into others using read_at, candidates, claim_troubled.queue, max_count - pg_catalog.cardinality(take);
         take := take || coalesce(others, '{}');
     end if;
 
@@ -198,8 +201,10 @@ declare
     ids bigint[] := '{}';
     read_cts int[] := '{}';
     enqueued_ats timestamptz[] := '{}';
-    answered int := 0;
+    troubled boolean := false;
 begin
+    -- Before any row of ours is locked: whoever empties or drops the queue locks its table first and those rows last.
+    execute pg_catalog.format('lock table pgmq.%I in row exclusive mode', 'q_' || state.queue);
     if limited then
         granted := queue_worker_data.allowance(state.queue, state.rate_count, state.rate_seconds, state.fleet);
         if granted.allowed = 0 then
@@ -218,11 +223,10 @@ begin
     if candidates is null then
         return;
     end if;
-    for item in select * from queue_worker_data.claim_troubled(state.queue, candidates, read_at,
-                   case when state.ordered then 0 else max_count end, claim_lanes.lease_seconds, suspects, max_lost,
-                   claim_lanes.worker)
+    for item in select * from queue_worker_data.claim_troubled(state.queue, candidates, read_at, max_count,
+                   claim_lanes.lease_seconds, suspects, max_lost, claim_lanes.worker, state.ordered)
     loop
-        answered := answered + (item.msg_id is not null)::int;
+        troubled := troubled or item.lost > 0 or item.kind in ('suspect', 'alone');
         if limited and item.kind = 'job' then
             ids := ids || item.msg_id;
             read_cts := read_cts || item.read_ct;
@@ -234,8 +238,8 @@ begin
         perform queue_worker_data.note_started(state.queue, state.rate_seconds, state.fleet, ids, read_cts,
             enqueued_ats);
     end if;
-    if state.ordered and answered < pg_catalog.cardinality(candidates) then
-        -- Suspects that must wait: their groups were entered as if they ran.
+    if state.ordered and troubled then
+        -- Suspects that must wait, and what must wait for one: their groups were entered as if they ran.
         execute pg_catalog.format(
             'insert into queue_worker_data.bells (queue, key)
              select distinct $1, %s from pgmq.%I where ctid = any ($2) and vt <= $3 and headers ? ''group_key''',
@@ -248,11 +252,31 @@ create function queue_worker_data.next_due(queue text, read_at timestamptz, orde
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
+    rings bigint;
     due timestamptz;
 begin
     if next_due.ordered then
-        select min(g.due_at) into due from queue_worker_data.groups g
-            where g.queue = next_due.queue and g.due_at > read_at and g.due_at < 'infinity';
+        execute 'select b.bell_id from queue_worker_data.bells b where b.queue = $1 order by b.bell_id limit 1'
+            into rings using next_due.queue;
+        if rings is not null then
+            -- Whoever claims at this moment has missed them, or holds their groups.
+            return read_at + interval '50 ms';
+        end if;
+        execute pg_catalog.format(
+            'with recursive levels (priority) as (
+                 (select %1$s from pgmq.%2$I where (headers ? ''group_key'') is not true order by 1 desc limit 1)
+                 union all
+                 select (select %1$s from pgmq.%2$I
+                         where (headers ? ''group_key'') is not true and %1$s < l.priority order by 1 desc limit 1)
+                 from levels l where l.priority is not null)
+             select least(
+                 (select min(g.due_at) from queue_worker_data.groups g
+                  where g.queue = $1 and g.due_at > $2 and g.due_at < ''infinity''),
+                 (select min(f.vt) from levels l cross join lateral (
+                      select vt from pgmq.%2$I
+                      where (headers ? ''group_key'') is not true and %1$s = l.priority and vt > $2 and vt < ''infinity''
+                      order by vt limit 1) f))',
+            queue_worker_data.priority_expression(), 'q_' || next_due.queue) into due using next_due.queue, read_at;
         return due;
     end if;
     execute pg_catalog.format('select m.vt from pgmq.%I m where m.vt > $1 and m.vt < ''infinity'' order by m.vt limit 1',
@@ -277,6 +301,8 @@ declare
     state queue_worker_data.queues;
     candidates tid[];
     claimed boolean;
+    tried boolean := false;
+    last_id bigint;
     item queue_worker_data.turn;
     due timestamptz;
 begin
@@ -295,11 +321,27 @@ begin
             return next item;
             return;
         end if;
-        max_count := 1;
         item.kind := 'probe';
         return next item;
-    end if;
-    if state.ordered or state.has_priority or state.rate_count is not null or state.fleet is not null then
+        claimed := false;
+        -- What has expired or is given up here was no trial; none of it may cost the queue another pause.
+        for n in 1 .. max_count loop
+            last_id := null;
+            for item in select * from queue_worker_data.claim_lanes(state, read_at, 1, claim.lease_seconds, suspects,
+                           max_lost, claim.worker)
+            loop
+                last_id := item.msg_id;
+                claimed := true;
+                tried := item.kind = 'job';
+                return next item;
+            end loop;
+            exit when tried or last_id is null;
+        end loop;
+        if not tried then
+            -- The next message is it.
+            update queue_worker_data.queues q set broken_until = read_at where q.queue = claim.queue;
+        end if;
+    elsif state.ordered or state.has_priority or state.rate_count is not null or state.fleet is not null then
         return query select * from queue_worker_data.claim_lanes(state, read_at, max_count, claim.lease_seconds,
             suspects, max_lost, claim.worker);
         claimed := found;
@@ -330,10 +372,6 @@ begin
                 claimed := true;
             end if;
         end if;
-    end if;
-    if not claimed and state.broken_until is not null then
-        -- The trial found nothing to try: the next message is it.
-        update queue_worker_data.queues q set broken_until = read_at where q.queue = claim.queue;
     end if;
     if claimed and claim.sleep then
         delete from queue_worker_data.sleepers s where s.queue = claim.queue and s.worker = claim.worker;

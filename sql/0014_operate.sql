@@ -117,6 +117,7 @@ declare
     gone bigint;
 begin
     perform queue_worker_data.check_queue(purge.queue);
+    perform queue_worker_data.note_now();
     -- Locked before it is counted: what is counted is what goes.
     begin
         execute pg_catalog.format('lock table pgmq.%I in access exclusive mode', 'q_' || purge.queue);
@@ -144,6 +145,7 @@ begin
     if live is null and not exists (select from pgmq.meta m where m.queue_name = drop_queue.queue) then
         perform queue_worker_data.missing_queue(drop_queue.queue);
     end if;
+    perform queue_worker_data.note_now();
     begin
         if live is not null then
             execute pg_catalog.format('lock table %s in access exclusive mode', live);

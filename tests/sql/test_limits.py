@@ -150,6 +150,29 @@ def test_a_lease_that_was_extended_keeps_its_place(engine: Engine) -> None:
     assert kinds(engine.claim(1)) == ["limited"]
 
 
+def test_a_lease_that_is_extended_after_its_end_has_its_place_again(engine: Engine) -> None:
+    engine.fill(2)
+    engine.rows("select queue_worker.set_concurrency('work', fleet => 1)")
+    one = engine.take_one()
+    engine.age(one[0])
+    # A claim looks at the places; the suspect itself is not taken.
+    other = engine.take_one()
+    engine.release([other], 60)
+    engine.extend([one], 60)
+    engine.send()
+    assert kinds(engine.claim(1)) == ["limited"]
+
+
+def test_what_ran_before_there_was_a_limit_counts(engine: Engine) -> None:
+    engine.fill(6)
+    held = engine.take(3)
+    engine.settle(others=[(engine.take_one(), "failed", 60, "", "boom")])
+    engine.rows("select queue_worker.set_concurrency('work', fleet => 3)")
+    assert kinds(engine.claim(1)) == ["limited"]
+    engine.settle(held[:1])
+    assert len(engine.take(5)) == 1
+
+
 def test_claims_at_once_do_not_pass_the_limit(engine: Engine, dsn: str) -> None:
     engine.fill(100)
     engine.rows("select queue_worker.set_concurrency('work', fleet => 5)")
@@ -165,6 +188,16 @@ def test_claims_at_once_do_not_pass_the_limit(engine: Engine, dsn: str) -> None:
     for thread in threads:
         thread.join(60)
     assert sum(got) == 5
+
+
+def test_a_claim_does_not_wait_long_for_another_one_that_stands_still(engine: Engine, dsn: str) -> None:
+    engine.fill(4)
+    engine.rows("select queue_worker.set_concurrency('work', fleet => 2)")
+    with psycopg.connect(dsn) as still:
+        Engine(still).take(1)
+        (row,) = engine.claim(1)
+        assert (row.kind, float(row.detail)) == ("limited", 0.05)
+    assert len(engine.take(4)) == 1
 
 
 def test_per_group_wants_a_queue_that_has_groups(engine: Engine) -> None:
@@ -219,6 +252,27 @@ def test_a_trial_that_finds_nothing_leaves_the_next_message_to_be_it(engine: Eng
     assert kinds(engine.claim(5)) == ["probe"]
     engine.fill(2)
     assert kinds(engine.claim(5)) == ["probe", "job"]
+
+
+def test_messages_that_have_expired_are_no_trials(engine: Engine) -> None:
+    for _ in range(3):
+        engine.send(headers={"expires_at": "2020-01-01T00:00:00Z"})
+    trip(engine)
+    pass_time(engine)
+    assert kinds(engine.claim(2)) == ["probe", "expired", "expired"]
+    engine.fill(2)
+    assert kinds(engine.claim(5)) == ["probe", "expired", "job"]
+    assert kinds(engine.claim(5)) == ["paused"]
+
+
+def test_a_suspect_that_must_wait_is_no_trial(engine: Engine) -> None:
+    engine.fill(1)
+    engine.take(1)
+    engine.age()
+    trip(engine)
+    pass_time(engine)
+    assert kinds(engine.claim(5)) == ["probe", "suspect"]
+    assert kinds(engine.claim(5, suspects=1)) == ["probe", "job"]
 
 
 def test_another_report_never_shortens_the_pause(engine: Engine) -> None:

@@ -182,3 +182,15 @@ def test_an_expired_message_never_runs_and_says_why_it_is_dead(engine: Engine, d
     assert engine.rows("select msg_id, reason, error, attempts from queue_worker.dead_letters") == [
         (late, "expired", "not run before 2020-01-01T00:00:00+00:00", 0)
     ]
+
+
+def test_what_expired_while_the_provider_was_down_is_not_the_trial(engine: Engine, dsn: str) -> None:
+    for _ in range(3):
+        engine.send(headers={"expires_at": "2020-01-01T00:00:00Z"})
+    engine.rows("update pgmq.q_work set vt = now() - interval '1 h'")
+    engine.fill(1)
+    engine.rows("select queue_worker.trip('work', 60, 3600, 'down')")
+    pass_time(engine)
+    with running(dsn, app_of(lambda job: None)):
+        wait_until(lambda: state(engine, "broken_at") is None, 20)
+    assert (engine.count("archive"), engine.count("dead")) == (1, 3)
