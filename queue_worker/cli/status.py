@@ -201,7 +201,7 @@ def show(
     msg_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the message.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show one message wherever it is, with its failures."""
+    """Show one message, its failures and its result. It is found wherever it is."""
     queue_name(queue)
     number = one_id(msg_id)
     with database(common.settings()) as operator:
@@ -212,6 +212,11 @@ def show(
                 f"queue {queue!r} has no message {number}: it never had, or it was deleted when it was done"
                 " (ON_SUCCESS=delete, or the archive's days are over)"
             )
+        for row in rows:
+            if row.get("has_result"):
+                row["result"] = next(
+                    (kept["value"] for kept in operator.call("result", queue=queue, msg_id=number)), None
+                )
     if as_json:
         print_json([{"queue": queue, **row} for row in rows])
         return
