@@ -129,7 +129,7 @@ _DECORATOR_NAMES = {
 _SHORT = {option: name for name, option in _DECORATOR_NAMES.items()}
 
 DECORATOR_OPTIONS = tuple(_SHORT.get(option, option) for option in OPTIONS)
-"""The names under which `@app.processor(queue, ...)` accepts them; times in seconds, as a timedelta, or a text such as `5m`."""
+"""The names under which `@app.processor(queue, ...)` accepts them; times are seconds, a timedelta, or a text: `5m`."""
 
 BUILTIN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"email": {"timeout_seconds": 30.0}, "payments": {"archive_days": 365}}

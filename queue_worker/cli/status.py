@@ -214,9 +214,8 @@ def show(
             )
         for row in rows:
             if row.get("has_result"):
-                row["result"] = next(
-                    (kept["value"] for kept in operator.call("result", queue=queue, msg_id=number)), None
-                )
+                kept = operator.call("result", queue=queue, msg_id=number)
+                row["result"] = kept[0]["value"] if kept else None
     if as_json:
         print_json([{"queue": queue, **row} for row in rows])
         return

@@ -1,4 +1,4 @@
-"""One spelling, one kind of answer: options are named as in Python, every list of commands is readable, ids are texts."""
+"""Options are named as in Python, every list of commands is readable, every list has JSON whose ids are texts."""
 
 from __future__ import annotations
 

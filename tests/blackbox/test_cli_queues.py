@@ -181,7 +181,7 @@ def test_priority_expiry_and_unique_keys_reach_the_message(program: Program, db:
     assert rows(db, "select message from pgmq.q_post where msg_id = 3") == [({"n": 3},)]
     done = program("send", "post", "{}", "--group", "g")
     assert done.code == 2
-    assert done.line.startswith('group_key: queue "post" keeps no order')
+    assert done.line.startswith('group_key: queue "post" is not ordered')
 
 
 def test_a_batch_is_sent_as_a_whole_or_not_at_all(program: Program, db: psycopg.Connection[tuple]) -> None:

@@ -63,7 +63,5 @@ def test_numbers_stay_numbers() -> None:
 def test_times_in_the_decorator_are_durations_as_for_producers() -> None:
     options = resolve("mine", [], {"timeout": "5m", "lease": timedelta(hours=1), "retry_seconds": 1.5})
     assert (options.timeout_seconds, options.lease_seconds, options.retry_seconds) == (300, 3600, 1.5)
-    with pytest.raises(
-        ConfigError, match="^processor 'mine': timeout '5 fortnights': write a duration such as 10s, 5m"
-    ):
+    with pytest.raises(ConfigError, match=r"^processor 'mine': timeout '5 fortnights': write a duration"):
         resolve("mine", [], {"timeout": "5 fortnights"})
