@@ -68,7 +68,8 @@ class Breaker:
                 self._in_a_row += 1
                 if message.probe or 0 < self._failures <= self._in_a_row:
                     error = outcome.error.partition("\n")[0]
-                    self._wanted = Trip(self.seconds, f"{self._in_a_row} failures in a row, the last: {error}")
+                    why = "the trial failed" if message.probe else f"{self._in_a_row} failures in a row, the last"
+                    self._wanted = Trip(self.seconds, f"{why}: {error}")
                     return True
             case _:
                 # Invalid, rejected, given back: says nothing about the provider.

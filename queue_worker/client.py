@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from queue_worker.config import check_queue_name
 from queue_worker.durations import Duration, seconds, whole_seconds
-from queue_worker.errors import CallRefused, JobFailed, UsageError
+from queue_worker.errors import CallRefused, JobFailed, QueueNotFound, UsageError
 from queue_worker.ledger import UnknownPolicy, call_once
 from queue_worker.processor import Processor
 from queue_worker.sending import Outgoing, SendOptions, payload_of, sql_options, to_json_data
 from queue_worker.source import Source, mistake
+from queue_worker.sqlstates import UNDEFINED_TABLE
 from queue_worker.transport import JsonArray, Rows
 
 if TYPE_CHECKING:
@@ -161,6 +162,10 @@ class Queue:
         try:
             return self._fetcher.fetch(self.source.transport(), count, held)
         except CallRefused as error:
+            if error.sqlstate == UNDEFINED_TABLE:
+                raise QueueNotFound(
+                    f"queue \"{self.name}\" does not exist (select queue_worker.create_queue('{self.name}');)"
+                ) from None
             raise mistake(error) from None
 
 

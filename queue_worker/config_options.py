@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -12,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from queue_worker.config_errors import config_error
-from queue_worker.errors import ConfigError
+from queue_worker.durations import seconds
+from queue_worker.errors import ConfigError, UsageError
 from queue_worker.retry_forms import RetryForm, longest, parse_form, parse_forms
 
 PREFIX = "QUEUE_WORKER_"
@@ -127,12 +129,16 @@ _DECORATOR_NAMES = {
 _SHORT = {option: name for name, option in _DECORATOR_NAMES.items()}
 
 DECORATOR_OPTIONS = tuple(_SHORT.get(option, option) for option in OPTIONS)
-"""The names under which `@app.processor(queue, ...)` accepts them; times in seconds."""
+"""The names under which `@app.processor(queue, ...)` accepts them; times are seconds, a timedelta, or a text: `5m`."""
 
 BUILTIN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"email": {"timeout_seconds": 30.0}, "payments": {"archive_days": 365}}
 )
 """What differs from the general defaults for the queues that have a built-in processor."""
+
+
+_OPTION_OF = {"only": "queues"}
+"""Settings whose option of the command line has another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +156,8 @@ class Layer:
     def name(self, text: str) -> str:
         """Return the variable `text` as this layer's users write it, with the file it stands in."""
         if self.source == "command line":
-            return "--" + text.removeprefix(PREFIX).lower().replace("_", "-")
+            name = text.removeprefix(PREFIX).lower().replace("_", "-")
+            return "--" + _OPTION_OF.get(name, name)
         return text if self.source == "environment" else f"{text} (in {self.source})"
 
     def for_queue(self, queue: str) -> Iterator[tuple[str, Any, str]]:
@@ -178,7 +185,8 @@ def resolve(queue: str, layers: Sequence[Layer], decorator: Mapping[str, Any] = 
         if option in PAYLOAD_OPTIONS:
             continue
         if option not in chosen and raw is not None:
-            chosen[option], labels[option] = raw, f"processor {queue!r}: {name}"
+            labels[option] = f"processor {queue!r}: {name}"
+            chosen[option] = _in_seconds(raw, labels[option]) if option.endswith("_seconds") else raw
     heartbeat_chosen = "heartbeat_seconds" in chosen
     try:
         options = QueueOptions.model_validate({**BUILTIN_DEFAULTS.get(queue, _NOTHING), **chosen})
@@ -193,6 +201,16 @@ def resolve(queue: str, layers: Sequence[Layer], decorator: Mapping[str, Any] = 
         f"{labels['heartbeat_seconds']} must be at most a third of the lease: "
         f"{options.heartbeat_seconds:g} s for a lease of {options.lease_seconds} s (queue {queue!r})"
     )
+
+
+def _in_seconds(raw: Any, label: str) -> Any:
+    """Return a time that code wrote as a text or timedelta in seconds; anything else as it is."""
+    if not isinstance(raw, (str, timedelta)):
+        return raw
+    try:
+        return seconds(raw, label)
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_option(queue: str, name: str) -> str:

@@ -23,6 +23,7 @@ from queue_worker.transport import BigInts
 DeadId = Annotated[str, typer.Argument(metavar="DEAD_ID", help="Its dead_id.", show_default=False)]
 
 _CHUNK = 1000
+_UNLESS = ", unless its decorator says otherwise: QUEUE_WORKER_APP would show it here"
 
 
 def register(app: typer.Typer) -> None:
@@ -145,7 +146,7 @@ def retry(
         else:
             operator.queue(queue)
         count = _redrive(operator, queue, numbers, first, per_second)
-    attempts, delays = _policy(settings, queue)
+    attempts, delays, known = _policy(settings, queue)
     if as_json:
         print_json({"queue": queue, "retried": count, "max_attempts": attempts, "delays": delays})
     elif count == 0:
@@ -155,7 +156,7 @@ def retry(
 
         letters = "1 dead letter" if count == 1 else f"{count} dead letters"
         runs = "1 attempt" if attempts == 1 else f"up to {attempts} attempts"
-        print(f"{letters} of queue {queue!r} sent again: {runs} each, {series_text(delays)}")
+        print(f"{letters} of queue {queue!r} sent again: {runs} each, {series_text(delays)}{'' if known else _UNLESS}")
 
 
 def _redrive(
@@ -179,10 +180,10 @@ def _redrive(
     return total
 
 
-def _policy(settings: Settings, queue: str) -> tuple[int, list[float] | None]:
+def _policy(settings: Settings, queue: str) -> tuple[int, list[float] | None, bool]:
     """Return the attempts and delays of a queue, by the settings and the app that this command sees.
 
-    The delays are None where a callable decides.
+    And whether its processor was seen. The delays are None where a callable decides.
     """
     from queue_worker.retry import RetryPolicy
 
@@ -192,7 +193,7 @@ def _policy(settings: Settings, queue: str) -> tuple[int, list[float] | None]:
         # The app may live on the worker's machine only.
         processor = None
     options = settings.options_for(queue, processor.options if processor else {})
-    return options.max_attempts, RetryPolicy.from_options(options).series()
+    return options.max_attempts, RetryPolicy.from_options(options).series(), processor is not None
 
 
 def clear(queue: QueueName, yes: Yes = False, as_json: AsJson = False) -> None:

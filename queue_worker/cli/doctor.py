@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: AsJson = False) -> int:
-    """Look for what is wrong with the database and the queues; the exit code is 1 if something is."""
+    """Look for what is wrong with database and queues. The exit code is 1 if something is."""
     from queue_worker.doctor import examine
 
     with database(common.settings()) as operator:

@@ -53,7 +53,8 @@ def _usage(error: typer.TyperException) -> str:
     context, text = getattr(error, "ctx", None), error.format_message()
     if context is None or text.startswith("Usage: "):
         return text
-    return f"{text.rstrip('.')}; see {context.command_path} --help"
+    # What pydantic says before the words of a validator of ours.
+    return f"{text.replace('Value error, ', '').rstrip('.')}; see {context.command_path} --help"
 
 
 def no_function(error: CallRefused) -> bool:

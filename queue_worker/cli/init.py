@@ -30,7 +30,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     print_it: Annotated[bool, typer.Option("--print", help="Print the file instead of writing it.")] = False,
 ) -> None:
-    """Write the file by which PM2, systemd or Docker Compose runs the worker from this folder."""
+    """Write a file for PM2, systemd or Compose. It runs the worker from this folder."""
     from queue_worker import deploy
 
     settings = common.settings()

@@ -37,7 +37,7 @@ def limit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set limits for all workers together; without an option, show them."""
+    """Show or set limits of all workers together. Without an option it shows them."""
     count, seconds = _rate(rate) if rate is not None else (None, None)
     numbers = {"fleet": _number(fleet, "--fleet"), "per_group": _number(per_group, "--per-group")}
     with database(common.settings()) as operator:

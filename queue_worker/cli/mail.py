@@ -25,13 +25,13 @@ _POLL = 0.25
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = common.group("email", "Check the way of a mail.")
+    group = common.group("email", "Check how mail goes out.")
     common.command(group, "check")(check)
     common.command(group, "test")(send_test)
 
 
 def check(as_json: AsJson = False) -> int:
-    """Go through connect, TLS and AUTH of the mail server; sends nothing."""
+    """Try connection, TLS and login. Sends nothing."""
     from queue_worker.builtin import email_config
     from queue_worker.processors.email_check import check as steps_of
 

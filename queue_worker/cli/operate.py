@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def cancel(queue: QueueName, msg_ids: MessageIds, as_json: AsJson = False) -> int:
-    """Take messages out of a queue, also those that run; they stay in the archive as cancelled."""
+    """Take messages out of a queue, even running. They stay in the archive as cancelled."""
     return _each("cancel", "cancelled", queue, msg_ids, as_json)
 
 
@@ -60,7 +60,7 @@ def _each(function: str, word: str, queue: str, msg_ids: list[str], as_json: boo
 
 
 def purge(queue: QueueName, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Delete all messages of a queue that wait, are delayed or run; dead letters and the archive stay."""
+    """Delete the live messages of a queue. Those are what waits, is delayed or runs; dead letters and archive stay."""
     gone = None
     with database(common.settings()) as operator:
         if confirmed("purge", f"{_live(operator, queue)} of queue {queue!r}", yes):
@@ -72,7 +72,7 @@ def purge(queue: QueueName, yes: Yes = False, as_json: AsJson = False) -> None:
 
 
 def drop(queue: QueueName, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Delete a queue with its messages and its archive; its dead letters stay."""
+    """Delete a queue, messages and archive. Its dead letters stay."""
     with database(common.settings()) as operator:
         dropped = confirmed("drop", f"queue {queue!r} with its archive and {_live(operator, queue)}", yes)
         if dropped:
@@ -97,7 +97,7 @@ def purge_subject(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what concerns one person: messages, archive, dead letters, failures, ledgers but for payments."""
+    """Delete what concerns one person. Messages, archive, dead letters, failures, and ledgers but for payments."""
     total = None
     with database(common.settings()) as operator:
         what = "every message, archived message, dead letter and ledger entry that names this person"

@@ -16,7 +16,7 @@ from queue_worker.redaction import escape_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-_IDS = ("id", "ids", "msg_id", "dead_id", "redriven_from")
+_IDS = ("id", "ids", "msg_id", "last_msg_id", "dead_id", "redriven_from", "audit_id")
 
 
 def ready(value: Any, name: str = "") -> Any:

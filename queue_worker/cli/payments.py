@@ -30,7 +30,7 @@ _MESSAGE = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = common.group("payments", "Look at payments, and end those whose outcome stays unknown.")
+    group = common.group("payments", "Look at payments and end unknown ones.")
     common.command(group, "list")(list_payments)
     common.command(group, "show")(show)
     common.command(group, "resolve")(resolve)
@@ -59,7 +59,7 @@ def show(
     ask: Annotated[bool, typer.Option("--ask", help="Ask the provider too; changes nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one payment, its message, and with --ask what the provider says about it."""
+    """Show one payment and its message. With --ask also what the provider says about it."""
     settings = common.settings()
     with database(settings) as operator:
         row = _payment(operator, key)
@@ -84,7 +84,7 @@ def resolve(
     force: Annotated[bool, typer.Option("--force", help="Even where the provider says otherwise.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the provider, then record what a person says became of a payment; its message ends accordingly."""
+    """Record what became of a payment. The provider is asked first; the message ends accordingly."""
     if outcome not in ("succeeded", "failed"):
         raise UsageError(f"say succeeded or failed, not {outcome!r:.40}")
     settings = common.settings()

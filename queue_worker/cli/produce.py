@@ -32,7 +32,7 @@ def send(
         ),
     ],
     delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Due after 10s, 5m, 1h, 2d.")] = None,
-    at: Annotated[str | None, typer.Option("--at", metavar="ISO", help="Due at 2030-01-31T18:00Z.")] = None,
+    at: Annotated[str | None, typer.Option("--run-at", "--at", metavar="ISO", help="Due at 2030-01-31T18:00Z.")] = None,
     priority: Annotated[
         int | None, typer.Option("--priority", min=0, max=100, help="Higher first; 0 without it.")
     ] = None,
@@ -49,7 +49,8 @@ def send(
         str | None, typer.Option("--unique-for", metavar="TIME", help="The key stays taken for so long.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--group", metavar="KEY", help="In order within the group, on an ordered queue.")
+        str | None,
+        typer.Option("--group-key", "--group", metavar="KEY", help="In order within it, on an ordered queue."),
     ] = None,
     expires: Annotated[
         str | None, typer.Option("--expires", metavar="TIME|ISO", help="Not run after 10m, or 2030-01-31T18:00Z.")
@@ -70,10 +71,10 @@ def send(
     """Send a message and print its id."""
     queue_name(queue)
     if delay is not None and at is not None:
-        raise UsageError("give --delay or --at, not both")
+        raise UsageError("give --delay or --run-at, not both")
     given: dict[str, Any] = {
         "delay_seconds": _duration(delay, "--delay"),
-        "run_at": instant(at, "--at") if at is not None else None,
+        "run_at": instant(at, "--run-at") if at is not None else None,
         "priority": priority,
         "unique_key": unique_key,
         "unique_mode": unique_mode,

@@ -39,18 +39,25 @@ def create(
 
 def pause(
     queue: QueueName,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why; shown by status.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; shown by status.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Stop claiming from a queue; sending stays possible."""
     with database(common.settings()) as operator:
         operator.queue(queue)
         operator.call("pause", queue=queue, reason=reason)
-    print(f"queue {queue!r} is paused; `queue-worker resume {queue}` ends that")
+    if as_json:
+        print_json({"queue": queue, "paused": True, "reason": reason})
+    else:
+        print(f"queue {queue!r} is paused; `queue-worker resume {queue}` ends that")
 
 
-def resume(queue: QueueName) -> None:
+def resume(queue: QueueName, as_json: AsJson = False) -> None:
     """Claim from a paused queue again."""
     with database(common.settings()) as operator:
         operator.queue(queue)
         operator.call("resume", queue=queue)
-    print(f"queue {queue!r} is no longer paused")
+    if as_json:
+        print_json({"queue": queue, "paused": False})
+    else:
+        print(f"queue {queue!r} is no longer paused")

@@ -174,7 +174,7 @@ def remove(name: ScheduleName, as_json: AsJson = False) -> None:
 
 
 def run(name: ScheduleName, as_json: AsJson = False) -> None:
-    """Send the message of a schedule now, beside its times, and print its id."""
+    """Send the message of a schedule now. It comes beside its times; its id is printed."""
     with database(common.settings()) as operator:
         row = _row(operator, name)
         sent = operator.value("run_schedule", name=name)

@@ -50,7 +50,7 @@ def migrate(
 
 
 def config(as_json: AsJson = False) -> None:
-    """Print each setting with its value and source, secrets masked."""
+    """Print each setting, its value and source. Secrets are masked."""
     settings = common.settings(warn=True)
     lines = settings.explain()
     if as_json:

@@ -201,7 +201,7 @@ def show(
     msg_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the message.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show one message wherever it is, with its failures."""
+    """Show one message, its failures and its result. It is found wherever it is."""
     queue_name(queue)
     number = one_id(msg_id)
     with database(common.settings()) as operator:
@@ -212,6 +212,10 @@ def show(
                 f"queue {queue!r} has no message {number}: it never had, or it was deleted when it was done"
                 " (ON_SUCCESS=delete, or the archive's days are over)"
             )
+        for row in rows:
+            if row.get("has_result"):
+                kept = operator.call("result", queue=queue, msg_id=number)
+                row["result"] = kept[0]["value"] if kept else None
     if as_json:
         print_json([{"queue": queue, **row} for row in rows])
         return

@@ -98,7 +98,7 @@ def test_priority_expiry_and_group_travel_in_the_headers(engine: Engine) -> None
     assert timedelta(hours=23) < left <= timedelta(days=1)
     with pytest.raises(UsageError, match="priority must be 0 to 100"):
         Queue("work").send({}, priority=101)
-    with pytest.raises(UsageError, match='group_key: queue "work" keeps no order'):
+    with pytest.raises(UsageError, match='group_key: queue "work" is not ordered'):
         Queue("work").send({}, group_key="g")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
+from queue_worker.config_options import resolve
 from queue_worker.config_units import parse_size, parse_span
+from queue_worker.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -54,3 +58,10 @@ def test_what_is_no_span_is_refused(text: str) -> None:
 
 def test_numbers_stay_numbers() -> None:
     assert (parse_size(5), parse_span(1.5)) == (5, 1.5)
+
+
+def test_times_in_the_decorator_are_durations_as_for_producers() -> None:
+    options = resolve("mine", [], {"timeout": "5m", "lease": timedelta(hours=1), "retry_seconds": 1.5})
+    assert (options.timeout_seconds, options.lease_seconds, options.retry_seconds) == (300, 3600, 1.5)
+    with pytest.raises(ConfigError, match=r"^processor 'mine': timeout '5 fortnights': write a duration"):
+        resolve("mine", [], {"timeout": "5 fortnights"})
