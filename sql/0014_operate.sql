@@ -259,6 +259,9 @@ begin
         due := due + pg_catalog.make_interval(secs => coalesce(1 / per_second, 0));
         exit when pg_catalog.clock_timestamp() > deadline;
     end loop;
+    if sent = 0 then
+        return 0;
+    end if;
     insert into queue_worker_data.audit (action, queue, detail)
         values ('redrive', redrive.queue, pg_catalog.jsonb_build_object('count', sent, 'dead_ids', dead_ids)
             || case when per_second is null then '{}'

@@ -43,12 +43,13 @@ def test_an_old_snapshot_is_found_with_the_line_that_ends_it(dsn: str, engine: E
     with psycopg.connect(dsn, application_name="report") as other:
         other.execute("set transaction isolation level repeatable read")
         other.execute("select 1 from pgmq.q_work")
-        ((subject, _, finding, fix),) = found(engine, old_seconds=0)
+        # Other tests of the run have connections to the same server.
+        ((subject, _, finding, fix),) = [one for one in found(engine, old_seconds=0) if "report" in one[2]]
         assert subject == "snapshot"
         assert "(report, idle in transaction)" in finding
         assert fix == f"select pg_terminate_backend({other.info.backend_pid});"
         assert found(engine) == []
-    assert found(engine, old_seconds=0) == []
+    assert [one for one in found(engine, old_seconds=0) if "report" in one[2]] == []
 
 
 def test_dead_rows_are_found(engine: Engine) -> None:

@@ -33,7 +33,8 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
     def handler(job: Any) -> None:
         del job
 
-    assert app.schedule(every="10m", queue="work")(app.processor("work")(handler)) is handler
+    decorated = app.processor("work")(handler)
+    assert app.schedule(every="10m", queue="work")(decorated) is decorated
     assert list(app.schedules) == ["work"]
 
 

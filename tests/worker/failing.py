@@ -26,7 +26,7 @@ class Refused(Exception):
     def __init__(self) -> None:
         super().__init__("refused")
         self.status_code = 503
-        self.headers = {"Retry-After": "40"}
+        self.headers = {"Retry-After": "3000"}
 
 
 class Order(BaseModel):
@@ -66,5 +66,5 @@ OPTIONS: dict[str, Any] = {
     "version_field": "v",
     "versions": {None, 1},
     "max_attempts": 1,
-    "breaker_seconds": 35,
+    "breaker_seconds": 2000,
 }
