@@ -70,6 +70,11 @@ def configure(level: str = "INFO", format: str = "human", stream: TextIO | None 
         _take_standard_logging()
 
 
+def configured() -> bool:
+    """Whether the lines are written by us, with their fields; else by what the host program gave loguru."""
+    return _State.handler != 0
+
+
 def enabled(level: str) -> bool:
     """Whether records of `level` are written."""
     return logger.level(level).no >= _State.level
@@ -94,13 +99,15 @@ def _human_lines(record: Record) -> str:
         f"{record['level'].name:<8}",
         escape(redact(record["message"])),
     ]
-    for name, value in record["extra"].items():
-        if name != "event":
-            parts.append(f"{escape(name)}={_word(_safe(name, value))}")
-    lines = [" ".join(parts)]
+    lines = [" ".join([*parts, *words(record["extra"])])]
     if record["exception"] is not None:
         lines += ["    " + escape(line) for line in _traceback(record["exception"]).split("\n")]
     return "\n".join(lines) + "\n"
+
+
+def words(extra: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a line as `name=value`, without secrets and harmless to a terminal."""
+    return [f"{escape(name)}={_word(_safe(name, value))}" for name, value in extra.items() if name != "event"]
 
 
 def _word(value: Any) -> str:

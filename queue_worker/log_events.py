@@ -13,7 +13,7 @@ from typing import Any
 from loguru import logger
 
 from queue_worker import events
-from queue_worker.log import enabled
+from queue_worker.log import configured, enabled, words
 
 LINES = {
     "worker.ready": ("INFO", "ready"),
@@ -115,6 +115,9 @@ def series_text(delays: Iterable[float] | None) -> str:
 
 
 def _line(name: str, level: str, text: str, extras: dict[str, Any]) -> None:
+    if not configured():
+        # The format of a host program, as loguru's own, shows no fields: a line without its queue says nothing.
+        text = " ".join([text, *words(extras)])
     logger.bind(**{**extras, "event": name}).log(level, "{}", text)
 
 

@@ -210,7 +210,7 @@ def show(
             operator.queue(queue)
             raise UsageError(
                 f"queue {queue!r} has no message {number}: it never had, or it was deleted when it was done"
-                " (ON_SUCCESS=delete, or the archive's days are over)"
+                " (ON_SUCCESS=delete, or the archive's days are over), or `retry` sent it again under a new id"
             )
         for row in rows:
             if row.get("has_result"):

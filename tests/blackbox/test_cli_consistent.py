@@ -76,3 +76,14 @@ def test_mistakes_name_what_was_typed(run: Run) -> None:
     assert "give --delay or --run-at, not both" in run(
         "send", "post", "{}", "--delay", "1", "--at", "2100-01-01T00:00Z", code=2
     )
+
+
+def test_show_says_that_a_redriven_message_has_a_new_id(run: Run, db: psycopg.Connection[Any]) -> None:
+    run("create", "post")
+    db.execute(
+        "insert into queue_worker_data.dead_letters (queue, msg_id, payload, attempts, reason, error, enqueued_at)"
+        " values ('post', 77, '{}', 3, 'attempts', 'x', now())"
+    )
+    said = run("retry", "post")
+    assert "QUEUE_WORKER_APP would show it" in said
+    assert "`retry` sent it again under a new id" in run("show", "post", "77", code=2)

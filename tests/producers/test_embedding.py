@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from loguru import logger
 
 from queue_worker import App, Job
 from queue_worker.errors import ConfigError, QueueWorkerError, TransportUnavailable, UsageError
@@ -38,6 +39,22 @@ def test_a_script_sends_and_processes_in_one_process(engine: Engine) -> None:
         wait_until(lambda: done == [1])
     assert not worker.alive
     assert engine.places(1) == ["archive"]
+
+
+def test_its_lines_name_queue_and_message_in_the_log_of_the_program(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("queue_worker.log._State.handler", 0)  # as in a program that has no log of ours
+    lines: list[str] = []
+    own = logger.add(lines.append, format="{message}")
+    app, handle, done = make_app()
+    try:
+        with app.running():
+            handle.send({"n": 1})
+            wait_until(lambda: done == [1])
+    finally:
+        logger.remove(own)
+    assert any(line.startswith("started queue=work msg_id=1 attempt=1") for line in lines)
 
 
 def test_it_is_ready_when_the_block_begins_even_without_the_queue(db: psycopg.Connection[Any]) -> None:
