@@ -51,7 +51,8 @@ class Processor:
     """A handler bound to a queue: `handler(job)` with `job.payload` validated by `model`.
 
     `options` holds what the decorator set; settings from the environment beat it (see config). `batch`: the handler
-    takes a list of jobs. `isolation`: where it runs, in this process or in a child of it.
+    takes a list of jobs. `isolation`: where it runs, in this process or in a child of it. `ordered`: its queue is to
+    keep the order of each group.
     """
 
     queue: str
@@ -63,6 +64,7 @@ class Processor:
     error_callbacks: Sequence[ErrorCallback] = ()
     batch: bool = False
     isolation: Isolation = "thread"
+    ordered: bool = False
     _payloads: Payloads = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,12 +94,18 @@ class App(Scheduling):
         self.error_callbacks: list[ErrorCallback] = []
 
     def processor(
-        self, queue: str, *, batch: bool = False, isolation: Isolation = "thread", **options: Any
+        self,
+        queue: str,
+        *,
+        batch: bool = False,
+        isolation: Isolation = "thread",
+        ordered: bool = False,
+        **options: Any,
     ) -> Callable[[Handler], Handler]:
         """Register the decorated `handler(job)` for `queue`; it may be `async def`.
 
         `batch`: the handler takes a list of jobs. `isolation="process"`: it runs in a child process, which a time limit
-        or a cancel can kill.
+        or a cancel can kill. `ordered`: the worker makes its queue one that keeps the order of each group.
 
         The payload's model is read from the annotation `job: Job[Model]`; without one the payload must be a JSON
         object and arrives as a dict. Options: see `config.QueueOptions` and `payloads.Payloads`. Raises
@@ -110,7 +118,8 @@ class App(Scheduling):
 
         def register(handler: Handler) -> Handler:
             model = model_of(handler, queue, batch=batch)
-            self.add(Processor(queue, handler, model, options, batch=batch, isolation=isolation))
+            made = Processor(queue, handler, model, options, batch=batch, isolation=isolation, ordered=ordered)
+            self.add(made)
             return handler
 
         return register

@@ -116,7 +116,7 @@ class Service:
     def _prepare(self) -> bool:
         return prepare(
             self.database,
-            [processor.queue for processor in self.processors],
+            {processor.queue: processor.ordered for processor in self.processors},
             migrating=self.settings.migrate,
             ending=lambda: self._signals.count > 0,
             pause=self._signals.arrived.wait,

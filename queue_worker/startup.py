@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from queue_worker import events, migrate
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
@@ -22,7 +22,7 @@ _NEEDS_A_PERSON = ("42501", "22023", "0A000", "42883", "3F000")
 
 def prepare(
     database: PostgresDatabase,
-    queues: Iterable[str],
+    queues: Mapping[str, bool],
     *,
     migrating: bool,
     ending: Callable[[], bool],
@@ -31,8 +31,9 @@ def prepare(
 ) -> bool:
     """Bring the database of a worker into the state that it needs; False when `ending` became true meanwhile.
 
-    `migrating` applies missing migrations first. A database that is away is waited for without end: `pause` waits
-    for some seconds, `waiting` is told each time. Raises ConfigError (or SchemaError) for what waiting cannot mend.
+    `queues`: those to make, and whether each keeps the order of its groups. `migrating` applies missing migrations
+    first. A database that is away is waited for without end: `pause` waits for some seconds, `waiting` is told each
+    time. Raises ConfigError (or SchemaError) for what waiting cannot mend.
     """
     backoff = Backoff()
     told = ""
@@ -42,8 +43,8 @@ def prepare(
             if migrating:
                 migrate.up(database.conninfo(), report=lambda line: events.emit("migrate", line=line))
             migrate.require(migrate.check_through(transport.call))
-            for queue in queues:
-                _make_queue(transport, queue)
+            for queue, ordered in queues.items():
+                _make_queue(transport, queue, ordered)
             return True
         except TransportUnavailable as error:
             text = str(error)
@@ -59,13 +60,13 @@ def prepare(
     return False
 
 
-def _make_queue(transport: Transport, queue: str) -> None:
+def _make_queue(transport: Transport, queue: str, ordered: bool) -> None:
     try:
-        transport.call("queue_worker.create_queue", {"queue": queue})
+        transport.call("queue_worker.create_queue", {"queue": queue, "ordered": ordered})
     except CallRefused as error:
         if error.sqlstate not in _NEEDS_A_PERSON:
             raise TransportUnavailable(f"queue {queue!r} cannot be made now: {error}") from None
         raise ConfigError(
             f"queue {queue!r} cannot be made ({error}); let an administrator run:"
-            f" select queue_worker.create_queue('{queue}');"
+            f" select queue_worker.create_queue('{queue}'{', ordered => true' if ordered else ''});"
         ) from None

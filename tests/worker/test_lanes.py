@@ -194,3 +194,11 @@ def test_what_expired_while_the_provider_was_down_is_not_the_trial(engine: Engin
     with running(dsn, app_of(lambda job: None)):
         wait_until(lambda: state(engine, "broken_at") is None, 20)
     assert (engine.count("archive"), engine.count("dead")) == (1, 3)
+
+
+def test_a_processor_that_wants_order_makes_its_queue_ordered(engine: Engine, dsn: str) -> None:
+    engine.send(headers={"group_key": "a"})
+    assert not state(engine, "ordered")
+    with running(dsn, app_of(lambda job: None, ordered=True)):
+        wait_until(lambda: engine.count("archive") == 1, 20)
+    assert state(engine, "ordered")
