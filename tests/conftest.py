@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ import pytest
 
 from queue_worker import embedded, migrate
 from tests.helpers import child_processes, wait_until
+
+_ROOM = 4 * 2**30
 
 _OURS = ("QUEUE_WORKER_", "SMTP_", "DB_", "SUPABASE_", "STRIPE_", "RESEND_")
 
@@ -48,7 +52,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """The last one out stops the server and deletes its data, wherever the launcher put them."""
     if not hasattr(session.config, "workerinput"):
         factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
-        embedded.stop(factory.getbasetemp() / "postgres", delete=True)
+        root = _postgres_root(factory.getbasetemp())
+        embedded.stop(root, delete=True)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _shared_folder(factory: pytest.TempPathFactory) -> Path:
@@ -57,11 +63,19 @@ def _shared_folder(factory: pytest.TempPathFactory) -> Path:
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
+def _postgres_root(base: Path) -> Path:
+    """Where the server of a run lives: in memory, where there is room. A database is 400 files, made for every test."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _ROOM:
+        return memory / f"queue-worker-{hashlib.sha256(os.fsencode(base)).hexdigest()[:12]}"
+    return base / "postgres"
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.EmbeddedServer]:
     """The one Postgres of a test run; crash safety is off, tests that crash Postgres start their own."""
     settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
-    with embedded.ensure(_shared_folder(tmp_path_factory) / "postgres", settings=settings) as running:
+    with embedded.ensure(_postgres_root(_shared_folder(tmp_path_factory)), settings=settings) as running:
         yield running
 
 
@@ -86,7 +100,7 @@ def url_of(server: embedded.EmbeddedServer, database: str) -> str:
 def _database(server: embedded.EmbeddedServer, template: str | None) -> Iterator[str]:
     name = f"t_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute(f"create database {name}" + (f" template {template}" if template else ""))
+        admin.execute(f"create database {name}" + (f" template {template} strategy file_copy" if template else ""))
         yield url_of(server, name)
         # Whoever is still connected leaked its connection.
         count = "select count(*) from pg_stat_activity where datname = %s and backend_type = 'client backend'"
