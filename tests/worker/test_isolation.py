@@ -74,7 +74,7 @@ def test_one_child_serves_many_messages_and_is_not_the_worker(dsn: str, noted: E
         (child,) = set(pids(noted))
         assert child in child_processes() - before
     assert child != os.getpid()
-    assert gone(child)
+    wait_until(lambda: gone(child))
 
 
 def test_a_time_limit_kills_the_child_and_what_it_started(dsn: str, noted: Engine, lock: IO[str]) -> None:
