@@ -82,7 +82,7 @@ begin
     if not exists (select from pg_catalog.pg_trigger g
                    where g.tgrelid = is_there and g.tgname = 'queue_worker_priority') then
         execute pg_catalog.format(
-            'create constraint trigger queue_worker_priority after insert or update of headers on pgmq.%I
+            'create constraint trigger queue_worker_priority after insert on pgmq.%I
              deferrable initially deferred for each row
              when (new.headers ? ''priority'') execute function queue_worker_data.note_priority(%L)',
             name, equip.queue);

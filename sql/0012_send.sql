@@ -137,7 +137,13 @@ begin
         'update pgmq.%I m set message = $2, headers = $3, vt = coalesce($4, m.vt), read_ct = $5 where m.msg_id = $1',
         'q_' || replace_message.queue)
         using replace_message.msg_id, payload, head, due, read_next;
-    -- What the trigger on insert does for a new message.
+    -- What the triggers on insert do for a new message. No trigger on update: every claim would read each row once more.
+    if head ? 'priority' then
+        update queue_worker_data.queues q set has_priority = true
+            where q.ctid = any (array(select x.ctid from queue_worker_data.queues x
+                                      where x.queue = replace_message.queue and not x.has_priority
+                                      for update skip locked));
+    end if;
     if exists (select from queue_worker_data.sleepers s
                where s.queue = replace_message.queue and s.until > pg_catalog.clock_timestamp()) then
         perform pg_catalog.pg_notify('queue_worker', replace_message.queue);
