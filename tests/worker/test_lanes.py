@@ -65,6 +65,23 @@ def test_a_provider_that_is_down_is_left_alone_but_for_probes_and_nobody_is_char
     assert actions == ["trip", "close_breaker"]
 
 
+def test_messages_that_wait_for_a_thread_do_not_ask_a_provider_that_has_just_gone_down(
+    engine: Engine, dsn: str
+) -> None:
+    engine.fill(400)
+    calls: list[int] = []
+
+    def handle(job: Job[dict[str, Any]]) -> None:
+        calls.append(job.msg_id)
+        if len(calls) > 200:  # by now a claim brings many at a time
+            raise Unavailable("503", delay=600)
+
+    with running(dsn, app_of(handle, concurrency=1, batch_size=100)) as worker:
+        wait_until(lambda: state(engine, "broken_until"), 20)
+        turns(worker, "work")
+    assert len(calls) == 201
+
+
 def test_failures_in_a_row_open_it_and_are_charged(engine: Engine, dsn: str) -> None:
     engine.fill(10)
     provider = Provider(ValueError("no"))
