@@ -13,8 +13,7 @@ from pydantic_core import from_json
 from queue_worker.errors import TransportError
 from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
 from queue_worker.processor import Job, Transaction
-from queue_worker.transport import BigInts, Ints, Rows, Stamps, Transport
-from queue_worker.transport.transactions import TransactionPool
+from queue_worker.transport import BigInts, Ints, Pool, Rows, Stamps, Transport
 
 
 class Settlement(NamedTuple):
@@ -114,6 +113,8 @@ class Broker:
 
     def _read(self, rows: Rows) -> Turn:
         turn = Turn()
+        if not rows.rows:
+            return turn
         at = {name: position for position, name in enumerate(rows.columns)}
         kind, msg_id, read_ct, enqueued_at = at["kind"], at["msg_id"], at["read_ct"], at["enqueued_at"]
         payload, headers, failures, lost = at["payload"], at["headers"], at["failures"], at["lost"]
@@ -227,11 +228,11 @@ def lost(transport: Transport, queue: str, receipts: Sequence[Receipt]) -> dict[
 
 
 class DatabaseContext:
-    """What a job can do to the database; implements `processor.JobContext` for one queue over psycopg."""
+    """What a job can do to the database; implements `processor.JobContext` for one queue."""
 
     def __init__(
         self,
-        pool: TransactionPool,
+        pool: Pool,
         on_success: str,
         timeout_for: Callable[[Message], float],
         cancelled: Callable[[Job[Any]], bool],

@@ -18,6 +18,7 @@ from queue_worker.errors import ConfigError
 from queue_worker.message import Message, Release
 from queue_worker.processor import Handler, Processor
 from queue_worker.retry import ORIGIN_KINDS
+from queue_worker.transport import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,7 @@ class Setup:
     queue: str
     handler: tuple[str, str]
     options: Mapping[str, Any]
-    conninfo: str
-    pooler: bool
+    address: Address
     on_success: str
     kept: bool
     log_level: str

@@ -15,7 +15,7 @@ from queue_worker.migrate_files import BOOTSTRAP, Migration, read_migrations
 from queue_worker.transport import Transport
 
 _FUNCTION = re.compile(
-    r"^create (?:or replace )?(?:function|procedure) (queue_worker(?:_data)?\.\w+)\s*\(.*?\bas \$\$(.*?)\$\$;?\s*$",
+    r"^create (?:or replace )?(?:function|procedure) queue_worker(?:_data)?\.(\w+)\s*\(.*?\bas \$\$(.*?)\$\$;?\s*$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -59,12 +59,19 @@ def _edited(transport: Transport) -> list[Finding]:
         Finding(
             "schema", None, f"function {name} was edited in the database", f"restore it from queue-worker {__version__}"
         )
-        for name in sorted({row["name"] for row in rows if row["body_md5"] not in known.get(row["name"], ())})
+        for name in sorted({row["name"] for row in rows if row["body_md5"] not in known.get(_bare(row["name"]), ())})
     ]
 
 
+def _bare(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def bodies(migrations: Iterable[Migration]) -> dict[str, set[str]]:
-    """Return the MD5 sums of all bodies that the files have ever given each function, by its name with schema."""
+    """Return the MD5 sums of all bodies that the files have ever given each function, by its name without schema.
+
+    A function may have moved from the exposed schema to the other one.
+    """
     found: dict[str, set[str]] = {}
     for text in (BOOTSTRAP, *(migration.text for migration in migrations)):
         for name, body in _FUNCTION.findall(text):

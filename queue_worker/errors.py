@@ -22,6 +22,7 @@ QueueWorkerError
     │   ├── KeyReuse       a key of `once` was used before with other arguments
     │   └── OutcomeUnknown nobody knows whether an outside call took place: a person must look
     └── Unavailable        the provider is down: the queue pauses, nobody is charged
+        └── TransportUnsupported   the transport cannot do this by nature (also a UsageError)
 """
 
 from __future__ import annotations
@@ -158,3 +159,10 @@ class Unavailable(Steering):
         super().__init__(reason)
         self.reason = reason
         self.delay = delay
+
+
+class TransportUnsupported(Unavailable, UsageError):
+    """This transport cannot do it by nature, such as a transaction over REST; the text names what to do instead.
+
+    In a handler it counts as `Unavailable`: no message is charged for a setting.
+    """

@@ -37,7 +37,7 @@ from queue_worker.message import Message, Release
 from queue_worker.processor import App, Job, Processor, Transaction
 from queue_worker.results import result_text
 from queue_worker.retry import RetryPolicy, error_text, kind_name
-from queue_worker.transport.database import PostgresDatabase
+from queue_worker.transport import Database
 
 _PR_SET_PDEATHSIG = 1
 _OURS = (Retry, Reject, Unavailable, CallRefused, LeaseLost, UnsupportedVersion, InvalidPayload, TransportUnavailable)
@@ -111,7 +111,7 @@ class Runner:
         app.processor(setup.queue, **setup.options)(load_handler(*setup.handler))
         self._processor: Processor = app.processors[setup.queue]
         self._policy = RetryPolicy.from_options(resolve(setup.queue, (), setup.options))
-        self._database = PostgresDatabase(lambda: setup.conninfo, pooler=setup.pooler, pool_size=1)
+        self._database = setup.address.open()
         self._timeout = 0.0
         self._context = _Context(self._database, setup.on_success, self._timeout_for, parent)
 
@@ -183,7 +183,7 @@ def _portable(value: Any) -> Any:
 class _Context(DatabaseContext):
     """What a job can do to the database from here; the parent knows of every transaction before it begins."""
 
-    def __init__(self, database: PostgresDatabase, on_success: str, timeout_for: Any, parent: Parent) -> None:
+    def __init__(self, database: Database, on_success: str, timeout_for: Any, parent: Parent) -> None:
         super().__init__(database.pool, on_success, timeout_for, lambda job: bool(parent.ask("cancelled")))
         self._parent = parent
 

@@ -16,13 +16,13 @@ from queue_worker.loop_thread import LoopThread
 from queue_worker.processor import JobContext, Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.threads import ThreadExecutor
-from queue_worker.transport.database import PostgresDatabase
+from queue_worker.transport import Database
 
 
 class Kinds:
     """Makes the executors of one process; `stop` ends what they share."""
 
-    def __init__(self, settings: Settings, database: PostgresDatabase) -> None:
+    def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
         self._loop = LoopThread()
@@ -55,8 +55,7 @@ class Kinds:
             queue=processor.queue,
             handler=reference_of(processor),
             options=_portable(processor.options),
-            conninfo=self._database.conninfo(),
-            pooler=self._database.pooler,
+            address=self._database.address(),
             on_success=options.on_success,
             kept=options.results,
             log_level=self._settings.log_level,

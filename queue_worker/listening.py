@@ -9,21 +9,12 @@ from typing import Protocol
 
 from queue_worker.errors import TransportUnavailable
 from queue_worker.pauses import Backoff
+from queue_worker.transport import Listener
 
 _LOOK_SECONDS = 1.0
 
 _CANCEL = re.compile(r"cancel (\S+) ([0-9]{1,18})\Z", re.ASCII)
 """What SQL `cancel` says; anything else is the name of a queue that has something due."""
-
-
-class Listener(Protocol):
-    """A connection that waits for NOTIFY."""
-
-    def wait(self, seconds: float) -> list[str]: ...
-
-    def abort(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Sleeper(Protocol):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from queue_worker import embedded
 from queue_worker.config import Settings
 from queue_worker.errors import ConfigError
 from queue_worker.health import alive
-from queue_worker.transport import Transport
+from queue_worker.transport import Database, Transport
 from queue_worker.transport.database import PostgresDatabase
 from queue_worker.transport.postgres import is_pooler
+from queue_worker.transport.rest_errors import NEEDS_URL
 from queue_worker.transport.transactions import TransactionPool
+
+if TYPE_CHECKING:
+    from queue_worker.transport.supabase import SupabaseDatabase
 
 
 def conninfo_of(settings: Settings) -> Callable[[], str]:
@@ -24,7 +28,7 @@ def conninfo_of(settings: Settings) -> Callable[[], str]:
     """
     settings.require_database()
     if settings.transport == "supabase":
-        raise ConfigError("this version needs a Postgres URL: set DATABASE_URL (Supabase: Connect > Session pooler)")
+        raise ConfigError(NEEDS_URL)
     if settings.transport == "postgres":
         dsn = settings.dsn or ""
         return lambda: dsn
@@ -52,13 +56,30 @@ def pooler_of(settings: Settings) -> bool | None:
     return {"auto": None, "yes": True, "no": False}[settings.pooler]
 
 
-def open_database(settings: Settings) -> PostgresDatabase:
+def open_database(settings: Settings) -> Database:
     """Return the database that the settings name; raises ConfigError."""
+    if settings.transport == "supabase":
+        return _over_rest(settings)
     return PostgresDatabase(conninfo_of(settings), pooler=pooler_of(settings), pool_size=settings.transaction_pool_size)
 
 
+def _over_rest(settings: Settings) -> SupabaseDatabase:
+    # Here, so that nobody else loads it.
+    from queue_worker.transport.supabase import SupabaseDatabase
+
+    url, key = settings.supabase_url or "", settings.supabase_service_role_key
+    return SupabaseDatabase(
+        url,
+        key.get_secret_value() if key else "",
+        answer_seconds=min(_REST_ANSWER, settings.call_timeout_seconds),
+    )
+
+
+_REST_ANSWER = 10.0
+"""The longest wait for an answer over REST, in seconds: Supabase ends a statement of the API after 8."""
+
 _PRODUCERS_POOL = 4
-_pools: dict[Hashable, TransactionPool] = {}
+_pools: dict[Hashable, Transport] = {}
 _opening = threading.Lock()
 
 
@@ -70,6 +91,8 @@ def producer_pool(database: Settings | str) -> Transport:
     if isinstance(database, str):
         address = database
         return _shared(("url", address, None), lambda: address, is_pooler(address), _PRODUCERS_POOL)
+    if database.transport == "supabase":
+        return _shared_rest(database)
     pooler = pooler_of(database)
     key = (database.transport, database.dsn or database.state_dir.absolute(), pooler)
     with _opening:
@@ -80,7 +103,16 @@ def producer_pool(database: Settings | str) -> Transport:
     return _shared(key, conninfo, is_pooler(conninfo()) if pooler is None else pooler, database.transaction_pool_size)
 
 
-def _shared(key: Hashable, conninfo: Callable[[], str], pooler: bool, size: int) -> TransactionPool:
+def _shared_rest(settings: Settings) -> Transport:
+    key = settings.supabase_service_role_key
+    name = ("rest", settings.supabase_url, key.get_secret_value() if key else "")
+    with _opening:
+        if name not in _pools:
+            _pools[name] = _over_rest(settings).producers()
+        return _pools[name]
+
+
+def _shared(key: Hashable, conninfo: Callable[[], str], pooler: bool, size: int) -> Transport:
     with _opening:
         if key not in _pools:
             _pools[key] = TransactionPool(conninfo, pooler=pooler, size=size, receipts=True)

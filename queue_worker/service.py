@@ -29,6 +29,7 @@ from queue_worker.schedule import Scheduler
 from queue_worker.startup import prepare
 from queue_worker.supervisor import Side, Supervisor
 from queue_worker.suspects import SuspectGate
+from queue_worker.transport import Listener
 from queue_worker.upkeep import queue_chores, shared_chores
 from queue_worker.worker import QueueWorker
 
@@ -76,8 +77,14 @@ class Service:
         self._host = host or Host()
         self._signals = self._host.signals
         self._supervisor: Supervisor | None = None
-        self._listener = self.database.listener() if settings.notify else None
+        self._listener = self._listen()
         self._gate = SuspectGate(lambda: all(not worker.held for worker in self.workers), self._wake_all)
+
+    def _listen(self) -> Listener | None:
+        if not self.settings.notify:
+            return None
+        cycle = min(one.cycle_seconds for one in self.options.values())
+        return self.database.listener(sorted(self.options), cycle)
 
     def stop(self) -> None:
         """Ask for a stop, as the first signal does."""

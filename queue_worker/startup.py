@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from queue_worker import events, migrate
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.pauses import Backoff
-from queue_worker.transport import Transport
-from queue_worker.transport.database import PostgresDatabase
+from queue_worker.transport import Database, Transport
+from queue_worker.transport.rest_errors import SETTINGS
 
 # The server answers and says what no waiting mends. It names no SQLSTATE to a client that it does not let in.
 _WRONG_SETTING = re.compile(
@@ -21,7 +21,7 @@ _NEEDS_A_PERSON = ("42501", "22023", "0A000", "42883", "3F000")
 
 
 def prepare(
-    database: PostgresDatabase,
+    database: Database,
     queues: Mapping[str, bool],
     *,
     migrating: bool,
@@ -46,6 +46,10 @@ def prepare(
             for queue, ordered in queues.items():
                 _make_queue(transport, queue, ordered)
             return True
+        except CallRefused as error:
+            if error.sqlstate in SETTINGS:
+                raise ConfigError(str(error)) from None
+            raise
         except TransportUnavailable as error:
             text = str(error)
             if _WRONG_SETTING.search(text):

@@ -16,6 +16,7 @@ import pytest
 
 from queue_worker import embedded, migrate
 from tests.helpers import child_processes, wait_until
+from tests.supabase.postgrest import prepare_roles
 
 _ROOM = 4 * 2**30
 
@@ -87,6 +88,8 @@ def template(server: embedded.EmbeddedServer, tmp_path_factory: pytest.TempPathF
         with psycopg.connect(server.url, autocommit=True) as admin:
             if not admin.execute("select 1 from pg_database where datname = 'template_done'").fetchone():
                 admin.execute("create database template_new")
+                # As on Supabase: the roles of its API are there before the schema, and get nothing of it by name.
+                prepare_roles(url_of(server, "template_new"))
                 migrate.up(url_of(server, "template_new"))
                 admin.execute("alter database template_new rename to template_done")
     return "template_done"

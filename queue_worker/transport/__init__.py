@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from queue_worker.message import Receipt
+from queue_worker.processor import Transaction
 
 
 class BigInts(list[int]):
@@ -49,3 +53,69 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close the connection; the next call would open it again."""
+
+
+class Pool(Transport, Protocol):
+    """Calls for handlers and producers, from any thread."""
+
+    def settling(
+        self, queue: str, receipt: Receipt, on_success: str, seconds: float, *, counted: bool = False
+    ) -> AbstractContextManager[Transaction]:
+        """Run the block and settle the message as done, in one transaction.
+
+        `seconds` bounds how long it may last; `counted`: see `done_arguments`. Raises LeaseLost where the receipt is
+        stale, TransportUnavailable where nothing was kept, TransportUnsupported where there are no transactions.
+        """
+
+
+class Listener(Protocol):
+    """Something that says which queues have work, see `listening`."""
+
+    def wait(self, seconds: float) -> list[str]: ...
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Address(Protocol):
+    """Where a database is; can be pickled, and its text holds no secret."""
+
+    def open(self) -> Database:
+        """Return the database, for one handler at a time."""
+
+
+class Database(Protocol):
+    """What one process opens; the composition root makes one."""
+
+    name: str
+    pooler: bool
+
+    @property
+    def description(self) -> str:
+        """One word or two for the start-up line."""
+
+    @property
+    def pool(self) -> Pool:
+        """The calls of handlers."""
+
+    def conninfo(self) -> str:
+        """Return where Postgres is; raises ConfigError where only REST is known."""
+
+    def address(self) -> Address:
+        """Return what another process needs to open the same database."""
+
+    def transport(self, *, receipts: bool = False) -> Transport:
+        """Return a transport of its own; `receipts` for the engine's calls."""
+
+    def listener(self, queues: Sequence[str], cycle_seconds: float) -> Listener | None:
+        """Return what wakes loops without their polling, or None."""
+
+    def cut_stuck(self, seconds: float, threads: Set[int] = frozenset()) -> int:
+        """Abort calls that have waited longer than `seconds`, and what `threads` have open; returns how many."""
+
+    def watched(self, seconds: float) -> AbstractContextManager[None]:
+        """Call `cut_stuck` all the time while the block runs."""
+
+    def close(self) -> None:
+        """Close every connection."""

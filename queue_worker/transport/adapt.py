@@ -5,7 +5,6 @@ A receipt's timestamp never becomes a datetime: converting it to and fro costs a
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import Any
 
@@ -13,9 +12,9 @@ from psycopg import pq
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.types.json import Jsonb, set_json_loads
-from pydantic_core import from_json
 
 from queue_worker.transport import BigInts, Ints, JsonArray, Stamps
+from queue_worker.transport.json_text import dump_json, load_json
 
 _TIMESTAMPTZ, _TIMESTAMPTZ_ARRAY, _INT8_ARRAY, _INT4_ARRAY = 1184, 1185, 1016, 1007
 _INT8, _INT4 = 20, 23
@@ -72,19 +71,6 @@ class _IntsDumper(Dumper):
     def dump(self, obj: Ints) -> bytes:
         flat = [part for value in obj for part in (4, value)]
         return _array(_INT4, len(obj), struct.pack("!" + "ii" * len(obj), *flat))
-
-
-def load_json(data: str | bytes) -> Any:
-    """Parse JSON; what Python cannot hold (a number of 5,000 digits, endless nesting) stays text."""
-    try:
-        return from_json(data)
-    except (ValueError, RecursionError):
-        return data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
-
-
-def dump_json(value: Any) -> str:
-    """Return JSON text; NaN and Infinity are refused with ValueError, because JSON has neither."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def register(context: AdaptContext, *, receipts: bool) -> None:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+from queue_worker.transport import Listener
 from queue_worker.transport.postgres import PostgresListener, PostgresTransport, is_pooler
 from queue_worker.transport.transactions import TransactionPool
+from queue_worker.transport.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresAddress:
+    """A Postgres URL and whether a transaction pooler answers there."""
+
+    conninfo: str = field(repr=False)
+    pooler: bool
+
+    def open(self) -> PostgresDatabase:
+        """See `Address`."""
+        return PostgresDatabase(lambda: self.conninfo, pooler=self.pooler, pool_size=1)
 
 
 class PostgresDatabase:
@@ -36,9 +51,15 @@ class PostgresDatabase:
         self._opened.append(transport)
         return transport
 
-    def listener(self) -> PostgresListener | None:
-        """Return a listener, or None where NOTIFY cannot arrive."""
-        return None if self.pooler else PostgresListener(self.conninfo)
+    def listener(self, queues: Sequence[str], cycle_seconds: float) -> Listener:
+        """Return a listener for NOTIFY; where that cannot arrive, one that asks for all queues at once."""
+        if self.pooler:
+            return Watch(self.transport(), queues, cycle_seconds)
+        return PostgresListener(self.conninfo)
+
+    def address(self) -> PostgresAddress:
+        """See `Database`."""
+        return PostgresAddress(self.conninfo(), self.pooler)
 
     def cut_stuck(self, seconds: float, threads: Set[int] = frozenset()) -> int:
         """Abort calls that have waited for an answer longer than `seconds`; returns how many.

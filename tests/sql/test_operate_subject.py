@@ -151,4 +151,7 @@ def test_queues_that_pgmq_made_and_broken_ones_are_looked_at_too(engine: Engine)
     engine.rows("select pgmq.send('MixedCase', %s)", json.dumps({"to": ANN}))
     engine.rows("select queue_worker.create_queue('broken')")
     engine.rows("drop table pgmq.q_broken")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="do not belong to queue_owner") as refused:
+        purge(engine, ANN)
+    engine.rows(refused.value.diag.message_hint)
     assert purge(engine, ANN) == 1

@@ -29,10 +29,11 @@ def test_a_partitioned_queue_is_refused(engine: Engine) -> None:
         engine.rows("select queue_worker.create_queue('parts')")
 
 
-@pytest.mark.parametrize(("function", "value"), [("create_queue", "lock_timeout=5s"), ("prune", "lock_timeout=1s")])
+@pytest.mark.parametrize(("function", "value"), [("make_queue", "lock_timeout=5s"), ("prune", "lock_timeout=1s")])
 def test_no_call_waits_for_a_lock_without_end(engine: Engine, function: str, value: str) -> None:
     assert value in engine.value(
-        "select proconfig from pg_proc where proname = %s and pronamespace = 'queue_worker'::regnamespace", function
+        "select proconfig from pg_proc where proname = %s and pronamespace = 'queue_worker_data'::regnamespace",
+        function,
     )
 
 

@@ -102,6 +102,7 @@ def test_who_may_only_use_the_queue_rings_and_notes_like_everybody(ordered: Engi
     try:
         ordered.rows("grant usage on schema pgmq to ringer")
         ordered.rows("grant all on pgmq.q_work to ringer")
+        ordered.rows("create policy ringer on pgmq.q_work to ringer using (true)")
         ordered.rows("set role ringer")
         ordered.rows(
             "insert into pgmq.q_work (vt, message, headers) select now() + interval '1 h', '{}',"

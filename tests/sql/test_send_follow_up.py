@@ -303,7 +303,7 @@ def test_a_transaction_touches_the_batches_of_its_members_in_one_order_whatever_
     receipts = engine.take(16)
     engine.rows("create table touched (n int generated always as identity, batch_id uuid)")
     engine.rows(
-        "create function note() returns trigger language plpgsql as"
+        "create function note() returns trigger language plpgsql security definer as"
         " $$ begin insert into public.touched (batch_id) values (new.batch_id); return null; end $$"
     )
     engine.rows("create trigger t after update on queue_worker_data.batches for each row execute function note()")

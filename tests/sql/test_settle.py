@@ -112,7 +112,7 @@ def test_locked_messages_are_errors_of_their_own_and_waited_for_only_once(
     receipts = engine.take(8)
     engine.rows("create table seen (value text)")
     engine.rows(
-        "create function note() returns trigger language plpgsql as"
+        "create function note() returns trigger language plpgsql security definer as"
         " $$ begin insert into public.seen values (current_setting('lock_timeout')); return null; end $$"
     )
     engine.rows("create trigger t after insert on queue_worker_data.failures for each row execute function note()")

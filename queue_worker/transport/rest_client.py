@@ -1,0 +1,127 @@
+"""Requests to PostgREST through supabase-py's client: own time limits, verified TLS, and no secret in any text."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from queue_worker.errors import TransportUnavailable
+from queue_worker.transport.rest_errors import explain, unreached
+
+if TYPE_CHECKING:
+    import httpx
+    from postgrest import SyncPostgrestClient
+
+CONNECT_SECONDS = 2.0
+PROBE_SECONDS = 3.0
+"""How long an answer is waited for while the API is away: what came back is then found soon."""
+
+_LONGEST_RETRY_AFTER = 30.0
+_CONNECTIONS = 20
+
+
+class RestClient:
+    """One HTTP client, for any number of threads; opens connections on first use.
+
+    `url` is the project's, `key` a service-role JWT or `sb_secret_...`, `answer_seconds` the longest wait.
+    """
+
+    def __init__(self, url: str, key: str, *, schema: str = "queue_worker", answer_seconds: float = 10.0) -> None:
+        self.schema = schema
+        self.host = urlsplit(url).netloc.rpartition("@")[2]
+        self._url = url.rstrip("/")
+        self._key = key
+        self._answer_seconds = answer_seconds
+        self._lock = threading.Lock()
+        self._client: SyncPostgrestClient | None = None
+        self._away = False
+        self._not_before = 0.0
+        self._answered = threading.local()
+
+    def __repr__(self) -> str:
+        return f"RestClient({self.host})"
+
+    def call(self, function: str, arguments: Mapping[str, Any], request_key: str | None) -> Any:
+        """Ask SQL `call` once; returns its answer.
+
+        Raises TransportUnavailable (it may have committed) or CallRefused.
+        """
+        import httpx
+        from postgrest.exceptions import APIError
+
+        # The server has said how long it wants to be left alone.
+        if (left := self._not_before - time.monotonic()) > 0:
+            raise TransportUnavailable(f"the API asked for a pause of {left:.0f} s ({self.host})")
+        body: dict[str, Any] = {"function": function, "arguments": dict(arguments), "request_key": request_key}
+        client = self._open()
+        self._answered.status, self._answered.retry_after = 0, None
+        try:
+            answer = client.rpc("call", body).execute().data
+        except APIError as error:
+            status = int(self._answered.status)
+            failure = explain(str(error.code or ""), error.message or "", str(error.hint or ""), status, self.schema)
+            self._heed(status)
+            self._found(isinstance(failure, TransportUnavailable))
+            raise failure from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            # A connection that has swallowed one request would swallow the next.
+            self.close()
+            self._found(True)
+            raise unreached(error, self.host) from None
+        self._found(False)
+        return answer
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.session.close()
+
+    def _found(self, away: bool) -> None:
+        if away != self._away:
+            self._away = away
+            # The time limits of a client are fixed when it is made.
+            self.close()
+
+    def _heed(self, status: int) -> None:
+        if status in (429, 503) and self._answered.retry_after:
+            try:
+                seconds = float(self._answered.retry_after)
+            except ValueError:
+                # RFC 9110 allows a date too; the loops' own pause is as good.
+                return
+            self._not_before = time.monotonic() + min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+
+    def _open(self) -> SyncPostgrestClient:
+        with self._lock:
+            if self._client is None:
+                self._client = self._make()
+            return self._client
+
+    def _make(self) -> SyncPostgrestClient:
+        import httpx
+        from postgrest import SyncPostgrestClient
+
+        answer = min(self._answer_seconds, PROBE_SECONDS) if self._away else self._answer_seconds
+        # The gateway of Supabase wants the key in both places, as all its clients send it.
+        headers = {"apikey": self._key, "Authorization": f"Bearer {self._key}"}
+        session = httpx.Client(
+            headers=headers,
+            # HTTP/1.1: an HTTP/2 connection that the gateway closes fails every request under way on it.
+            http2=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(answer, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=30.0),
+            event_hooks={"response": [self._note]},
+        )
+        return SyncPostgrestClient(
+            f"{self._url}/rest/v1", schema=self.schema, headers=headers, http_client=session, retry_enabled=False
+        )
+
+    def _note(self, response: httpx.Response) -> None:
+        self._answered.status = response.status_code
+        self._answered.retry_after = response.headers.get("retry-after")
