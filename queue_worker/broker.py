@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from queue_worker.errors import TransportError
+from queue_worker.errors import CallRefused, LeaseLost, TransportError, TransportUnavailable
 from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
 from queue_worker.processor import Job, Transaction
-from queue_worker.transport import BigInts, Ints, Pool, Rows, Stamps, Transport
+from queue_worker.transport import BigInts, Ints, JsonArray, Pool, Rows, Stamps, Transport
+from queue_worker.transport.rest_values import plain, rows_of
 
 
 class Settlement(NamedTuple):
@@ -271,6 +272,31 @@ class DatabaseContext:
             job.mark_settled()
         finally:
             job.in_transaction = False
+
+    def finish(self, job: Job[Any], calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[dict[str, Any]]]:
+        """See `Job.finish`."""
+        receipt = job.message.receipt
+        params = {
+            "queue": job.queue,
+            **receipt._asdict(),
+            "on_success": self._on_success,
+            "calls": JsonArray({"function": function, "arguments": plain(given)} for function, given in calls),
+            "counted": job.message.counted,
+        }
+        job.in_transaction = True
+        try:
+            answer = next(iter(self._pool.call("queue_worker.finish", params).dicts()[0].values()))
+        except CallRefused as error:
+            # A lost race, as in a transaction of its own: nothing was kept, and nobody is charged.
+            if error.sqlstate.startswith("40"):
+                raise TransportUnavailable(str(error)) from None
+            raise
+        finally:
+            job.in_transaction = False
+        if answer["state"] != "done":
+            raise LeaseLost(f"message {receipt.msg_id} of queue {job.queue!r} belongs to another worker")
+        job.mark_settled()
+        return [rows_of(one, receipts=False).dicts() for one in answer["answers"]]
 
     def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int:
         """See `Job.send`."""

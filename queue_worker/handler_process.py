@@ -13,7 +13,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -186,6 +186,15 @@ class _Context(DatabaseContext):
     def __init__(self, database: Database, on_success: str, timeout_for: Any, parent: Parent) -> None:
         super().__init__(database.pool, on_success, timeout_for, lambda job: bool(parent.ask("cancelled")))
         self._parent = parent
+
+    def finish(self, job: Job[Any], calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[dict[str, Any]]]:
+        self._parent.ask("transaction", True)
+        try:
+            return super().finish(job, calls)
+        finally:
+            if job.settled:
+                self._parent.tell("settled")
+            self._parent.ask("transaction", False)
 
     @contextmanager
     def transaction(self, job: Job[Any]) -> Iterator[Transaction]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -33,6 +33,8 @@ class JobContext(Protocol):
     def call(self, function: str, params: Mapping[str, Any]) -> list[dict[str, Any]]: ...
 
     def transaction(self, job: Job[Any]) -> AbstractContextManager[Transaction]: ...
+
+    def finish(self, job: Job[Any], calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[dict[str, Any]]]: ...
 
     def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int: ...
 
@@ -112,6 +114,23 @@ class Job(Generic[P]):
         last thing that the handler does: after it the message is done.
         """
         return self._context.transaction(self)
+
+    def finish(self, function: str, /, **params: Any) -> list[dict[str, Any]]:
+        """Call one SQL function and settle this message as done, in one transaction; returns the function's rows.
+
+        What `transaction()` does, for every transport: it works over REST too. The function runs with the worker's
+        rights; over REST it must have been registered by SQL `queue_worker.allow_function('schema.name')`. It must be
+        the last thing that the handler does. Raises LeaseLost where the message belongs to another worker (nothing was
+        called), CallRefused for an error of SQL (nothing was kept), TransportUnavailable, and UsageError inside
+        `transaction()`.
+        """
+        return self.finish_all([(function, params)])[0]
+
+    def finish_all(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[dict[str, Any]]]:
+        """Like `finish`, with several functions one after the other; returns the rows of each."""
+        if self.in_transaction:
+            raise UsageError("finish: it is a transaction of its own, call it outside job.transaction()")
+        return self._context.finish(self, calls)
 
     def once(
         self,

@@ -30,32 +30,27 @@ create index requests_at_idx on queue_worker_data.requests (at);
 create function queue_worker_data.allow_function(function text) returns text
 language plpgsql security definer set search_path = '' as $$
 declare
-    known text;
-    ours boolean;
-    many int;
+    place text;
 begin
-    select pg_catalog.count(*) over (), pg_catalog.format('%s.%s', n.nspname, p.proname),
-           n.nspname in ('pg_catalog', 'information_schema', 'pgmq', 'queue_worker', 'queue_worker_data')
-        into many, known, ours
+    select n.nspname into place
         from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-        where pg_catalog.format('%s.%s', n.nspname, p.proname) = allow_function.function and p.prokind = 'f';
-    if known is null then
+        where n.nspname = pg_catalog.split_part(function, '.', 1) and p.proname = pg_catalog.split_part(function, '.', 2)
+          and p.prokind = 'f'
+        limit 1;
+    if place is null then
         raise exception 'function % does not exist: give it as schema.name, without arguments',
             coalesce(pg_catalog.quote_literal(function), 'null') using errcode = '42883';
-    elsif many > 1 then
-        raise exception 'there are % functions of the name %: only a name that is used once can be called by name', many,
-            known using errcode = '42725';
-    elsif ours then
-        raise exception 'function % is not one of yours', known using errcode = '42501';
+    elsif place in ('pg_catalog', 'information_schema', 'pgmq', 'queue_worker', 'queue_worker_data') then
+        raise exception 'function % is not one of yours', function using errcode = '42501';
     end if;
-    insert into queue_worker_data.functions (name) values (known) on conflict do nothing;
+    insert into queue_worker_data.functions (name) values (allow_function.function) on conflict do nothing;
     insert into queue_worker_data.audit (action, queue, detail)
-        values ('allow_function', '*', pg_catalog.jsonb_build_object('function', known));
-    return known;
+        values ('allow_function', '*', pg_catalog.jsonb_build_object('function', function));
+    return function;
 end $$;
 
 -- Lets workers call one of your functions by name, over REST and by finish: schema.name. It runs with the rights of
--- whoever calls, who needs EXECUTE on it, and is found by its name alone, which must be the only one.
+-- whoever calls, who needs EXECUTE on it. Of several functions of the name the one is called that has the arguments.
 create function queue_worker.allow_function(function text) returns text
 language sql set search_path = '' as $$
     select queue_worker_data.allow_function(allow_function.function);
@@ -90,10 +85,14 @@ language sql stable set search_path = '' as $$
     select * from queue_worker_data.list_functions_allowed();
 $$;
 
--- The function to call by this name: one of schema queue_worker, or one that is registered. Raises 42883 or 42501.
-create function queue_worker_data.callable(function text) returns oid
+-- The function to call by this name: one of schema queue_worker, or one of yours. Raises 42883 or 42501.
+-- Over REST a function of the user must be registered: PostgREST shows chosen schemas only, and `call` must not open all
+-- the others. On a connection of one's own SQL itself is open, and the rights of the role decide. PostgREST sets
+-- request.path for every request, and nobody who comes through it can take that away.
+create function queue_worker_data.callable(function text, arguments jsonb) returns oid
 language plpgsql stable security definer set search_path = '' as $$
 declare
+    over_rest constant boolean := coalesce(pg_catalog.current_setting('request.path', true), '') <> '';
     target oid;
     ours boolean;
 begin
@@ -101,11 +100,14 @@ begin
         from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
         where n.nspname = pg_catalog.split_part(function, '.', 1) and p.proname = pg_catalog.split_part(function, '.', 2)
           and p.prokind = 'f' and p.prorettype <> 'pg_catalog.trigger'::regtype
-        order by p.oid limit 1;
+        order by (select pg_catalog.count(*) from pg_catalog.jsonb_object_keys(arguments) k (name)
+                  where k.name <> all (coalesce(p.proargnames, '{}'))), p.pronargs, p.oid
+        limit 1;
     if target is null then
         raise exception 'function % does not exist', coalesce(pg_catalog.quote_literal(function), 'null')
             using errcode = '42883', hint = 'Run `queue-worker migrate`, if it is one of queue_worker.';
-    elsif not ours and not exists (select from queue_worker_data.functions f where f.name = callable.function) then
+    elsif over_rest and not ours
+          and not exists (select from queue_worker_data.functions f where f.name = callable.function) then
         raise exception 'function % may not be called by name', function
             using errcode = '42501', hint = pg_catalog.format('select queue_worker.allow_function(%L);', function);
     end if;
@@ -163,7 +165,7 @@ begin
                 with ordinality x (type, mode, place)
             where p.oid = target and coalesce(x.mode, 'i') in ('i', 'b', 'v')) a on a.name = k.name;
     if wrong is not null then
-        raise exception 'function % has no argument %', called, pg_catalog.quote_literal(wrong) using errcode = '22023';
+        raise exception 'function % has no argument %', called, pg_catalog.quote_literal(wrong) using errcode = '42883';
     end if;
     select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(c.name, pg_catalog.format_type(c.type, null))),
            pg_catalog.string_agg(pg_catalog.format('%I', 'c' || c.place), ', '),
@@ -260,7 +262,6 @@ create function queue_worker.call(function text, arguments jsonb default '{}', r
 returns jsonb
 language plpgsql set search_path = '' as $$
 declare
-    target constant oid := queue_worker_data.callable(function);
     answer jsonb;
 begin
     if arguments is null or pg_catalog.jsonb_typeof(arguments) <> 'object' then
@@ -273,7 +274,8 @@ begin
                         then queue_worker_data.claim_again(answer, arguments) else answer end;
         end if;
     end if;
-    execute queue_worker_data.call_statement(target, arguments) into answer using arguments;
+    execute queue_worker_data.call_statement(queue_worker_data.callable(function, arguments), arguments)
+        into answer using arguments;
     if request_key is not null then
         perform queue_worker_data.keep_answer(request_key, function, answer);
     end if;

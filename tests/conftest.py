@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -15,8 +16,12 @@ import psycopg
 import pytest
 
 from queue_worker import embedded, migrate
+from tests import pgmq_151
 from tests.helpers import child_processes, wait_until
+from tests.pooler import pooler
+from tests.stages import PLAIN, STAGES, Dsn, Stage
 from tests.supabase.postgrest import prepare_roles
+from tests.supabase.project import project
 
 _ROOM = 4 * 2**30
 
@@ -80,19 +85,40 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Embedd
         yield running
 
 
+def _make_template(server: embedded.EmbeddedServer, folder: Path, pgmq: str) -> str:
+    name = f"template_{pgmq.replace('.', '_')}"
+    with (folder / "template.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with psycopg.connect(server.url, autocommit=True) as admin:
+            if not admin.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
+                admin.execute("create database template_new")
+                url = url_of(server, "template_new")
+                # As on Supabase: the roles of its API are there before the schema, and get nothing of it by name.
+                prepare_roles(url)
+                if pgmq == "1.5.1":
+                    pgmq_151.install(url)
+                migrate.up(url)
+                admin.execute(f"alter database template_new rename to {name}")
+    return name
+
+
 @pytest.fixture(scope="session")
 def template(server: embedded.EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a database with pgmq and all migrations, for cloning."""
-    with (_shared_folder(tmp_path_factory) / "template.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with psycopg.connect(server.url, autocommit=True) as admin:
-            if not admin.execute("select 1 from pg_database where datname = 'template_done'").fetchone():
-                admin.execute("create database template_new")
-                # As on Supabase: the roles of its API are there before the schema, and get nothing of it by name.
-                prepare_roles(url_of(server, "template_new"))
-                migrate.up(url_of(server, "template_new"))
-                admin.execute("alter database template_new rename to template_done")
-    return "template_done"
+    return _make_template(server, _shared_folder(tmp_path_factory), PLAIN.pgmq)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of the conformance suite runs on every stage."""
+    if metafunc.definition.get_closest_marker("conformance") and "stage" in metafunc.fixturenames:
+        stages = [pytest.param(one, id=one.name, marks=() if one == PLAIN else pytest.mark.full) for one in STAGES]
+        metafunc.parametrize("stage", stages, indirect=True)
+
+
+@pytest.fixture
+def stage(request: pytest.FixtureRequest) -> Stage:
+    """How workers reach the database of this test, see `tests.stages`."""
+    return getattr(request, "param", PLAIN)
 
 
 def url_of(server: embedded.EmbeddedServer, database: str) -> str:
@@ -116,9 +142,34 @@ def _database(server: embedded.EmbeddedServer, template: str | None) -> Iterator
 
 
 @pytest.fixture
-def dsn(server: embedded.EmbeddedServer, template: str) -> Iterator[str]:
+def dsn(
+    server: embedded.EmbeddedServer, template: str, stage: Stage, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A fresh database with pgmq and the schema; its URL."""
-    yield from _database(server, template)
+    if stage.pgmq != PLAIN.pgmq:
+        template = _make_template(server, _shared_folder(tmp_path_factory), stage.pgmq)
+    with (
+        contextlib.contextmanager(_database)(server, template) as url,
+        _reached(stage, url, tmp_path_factory) as reached,
+    ):
+        yield reached
+
+
+@contextlib.contextmanager
+def _reached(stage: Stage, url: str, factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL `url` that knows how a worker gets there."""
+    reached = Dsn(url)
+    reached.worker = {"database_url": url}
+    if stage.transport == "pooler":
+        with pooler(url, factory.mktemp("pooler")) as front:
+            reached.worker = {"database_url": front.url, "pooler": "yes"}
+            yield reached
+    elif stage.transport == "rest":
+        with project(url) as front:
+            reached.worker = front.settings()
+            yield reached
+    else:
+        yield reached
 
 
 @pytest.fixture

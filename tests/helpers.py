@@ -13,6 +13,7 @@ from typing import Any
 from queue_worker import App
 from queue_worker.config import load_settings
 from queue_worker.service import Service
+from tests.stages import settings_of
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 10.0, why: Callable[[], str] | str = "") -> Any:
@@ -72,7 +73,7 @@ class Running:
 @contextlib.contextmanager
 def running(dsn: str, app: App, **settings: Any) -> Iterator[Running]:
     """Run a real worker on `dsn` while the block runs; `settings` are overrides as on the command line."""
-    overrides = {"database_url": dsn, "state_dir": Path(os.getcwd()) / ".queue-worker", **settings}
+    overrides = {**settings_of(dsn), "state_dir": Path(os.getcwd()) / ".queue-worker", **settings}
     worker = Running(Service(load_settings(overrides), app))
     try:
         yield worker

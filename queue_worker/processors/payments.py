@@ -139,9 +139,12 @@ class Payments:
         outcome = {"provider_id": result.provider_id, "error": result.error}
         action = {} if charge.action == "charge" else {"action": charge.action}
         try:
-            with job.transaction() as tx:
-                tx.call("queue_worker.payment_finish", {"key": charge.key, "state": result.state, **outcome})
-                tx.call(self.config.result, {**told, **outcome, **action})
+            job.finish_all(
+                [
+                    ("queue_worker.payment_finish", {"key": charge.key, "state": result.state, **outcome}),
+                    (self.config.result, {**told, **outcome, **action}),
+                ]
+            )
         except (LeaseLost, TransportUnavailable):
             raise
         except Exception as error:

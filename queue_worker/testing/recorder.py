@@ -84,6 +84,11 @@ class Recorder:
         self.sent.append(Sent(queue, payload, dict(options)))
         return len(self.sent)
 
+    def finish(self, job: Job[Any], calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[dict[str, Any]]]:
+        """See `Job.finish`."""
+        with self.transaction(job) as transaction:
+            return [transaction.call(function, params) for function, params in calls]
+
     @contextmanager
     def transaction(self, job: Job[Any]) -> Iterator[Transaction]:
         """See `Job.transaction`."""

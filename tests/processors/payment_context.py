@@ -5,7 +5,7 @@ STAND-IN: `Context` stands in for the broker's DatabaseContext, so that a test c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,10 @@ class Context:
             yield Tx(connection)
             connection.execute("delete from pgmq.q_payments where msg_id = %s", [job.msg_id])
         job.mark_settled()
+
+    def finish(self, job: Job[Any], calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[dict[str, Any]]]:
+        with self.transaction(job) as transaction:
+            return [transaction.call(function, params) for function, params in calls]
 
     def send(self, queue: str, payload: Any, options: Mapping[str, Any]) -> int:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What stands before PostgREST at Supabase: the /rest/v1 prefix, keys that are no JWT, and everything that goes wrong."""
+"""What stands before PostgREST at Supabase: the prefix /rest/v1, keys that are no JWT, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gateway:
     # ------------------------------------------------------------------------------------------------- faults
 
     def drop_reply(self, function: str) -> None:
-        """Let the next call of `function` (settle_claim, send ...) through, and cut the connection instead of answering."""
+        """Let the next call of `function` (send, ...) through, and cut the connection instead of answering."""
         self._faults.append((function, "drop", None))
 
     def answer(self, function: str, status: int, body: str = "", headers: dict[str, str] | None = None) -> None:
@@ -124,7 +124,8 @@ class Gateway:
         return None
 
     def close(self) -> None:
-        assert self._loop is not None and self._stop is not None
+        assert self._loop is not None
+        assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 

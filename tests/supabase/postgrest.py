@@ -73,7 +73,8 @@ class PostgREST:
 
     def start(self) -> None:
         parts = conninfo_to_dict(self._url)
-        uri = f"postgresql://authenticator@/{parts['dbname']}?host={quote(str(parts['host']), safe='')}&port={parts['port']}"
+        host = quote(str(parts["host"]), safe="")
+        uri = f"postgresql://authenticator@/{parts['dbname']}?host={host}&port={parts['port']}"
         settings = {
             "PGRST_DB_URI": uri,
             "PGRST_DB_SCHEMAS": self._schemas,

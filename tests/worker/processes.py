@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers import wait_until
+from tests.stages import settings_of
 
 _ROOT = Path(__file__).parents[2]
 
@@ -107,7 +108,7 @@ class Zygote:
         log = folder / f"worker-{number}.log"
         order = {
             "id": number,
-            "dsn": dsn,
+            "database": settings_of(dsn),
             "queues": list(queues),
             "options": {"cycle": 0.1, **(options or {})},
             "settings": settings,

@@ -16,6 +16,8 @@ from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import app_of, turns
 
+pytestmark = pytest.mark.conformance
+
 
 class Numbered(BaseModel):
     n: int

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+import pytest
 
 from queue_worker import Job, events
 from queue_worker.errors import CallRefused, LeaseLost, Reject, Retry, TransportUnavailable
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import app_of
+
+pytestmark = pytest.mark.conformance
 
 
 def settled(engine: Engine, *places: str) -> None:

@@ -17,6 +17,8 @@ from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, hurry
 
+pytestmark = pytest.mark.conformance
+
 
 class Numbered(BaseModel):
     n: int

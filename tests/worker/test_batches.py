@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import psycopg
+import pytest
 from pydantic import BaseModel
 
 from queue_worker import Job, events
@@ -13,6 +14,8 @@ from queue_worker.errors import Reject, Retry
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import app_of
+
+pytestmark = pytest.mark.conformance
 
 BAD_PAYLOADS = {
     "sql null": None,

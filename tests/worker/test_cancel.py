@@ -18,6 +18,8 @@ from tests.worker import isolated
 from tests.worker.kit import Door, app_of, turns
 from tests.worker.processes import NOTES
 
+pytestmark = pytest.mark.conformance
+
 CANCEL = """
 do $$ begin
     delete from pgmq.q_work where msg_id = {};

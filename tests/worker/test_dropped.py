@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from queue_worker import events
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of
+
+pytestmark = pytest.mark.conformance
 
 
 def told(heard: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, str]]:

@@ -18,6 +18,8 @@ from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of
 from tests.worker.test_attempts import delays, run_to_the_end
 
+pytestmark = pytest.mark.conformance
+
 
 class Declined(Exception):
     """Never retried here."""

@@ -26,6 +26,8 @@ from tests.sql.engine import Engine
 from tests.worker import isolated
 from tests.worker.processes import NOTES, Zygote
 
+pytestmark = pytest.mark.conformance
+
 
 def app_of(handler: Any = isolated.handle, **options: Any) -> App:
     app = App(builtins=False)

@@ -15,6 +15,8 @@ from tests.helpers import wait_until
 from tests.sql.engine import Engine
 from tests.worker.processes import NOTES, Process, Zygote
 
+pytestmark = pytest.mark.conformance
+
 KILLS = 32
 MESSAGES = 1200
 QUEUES = ("work", "other")

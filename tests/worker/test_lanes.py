@@ -6,10 +6,14 @@ import threading
 from collections import defaultdict
 from typing import Any
 
+import pytest
+
 from queue_worker import Job, Unavailable
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of, hurry, turns
+
+pytestmark = pytest.mark.conformance
 
 
 def state(engine: Engine, column: str) -> Any:

@@ -21,6 +21,8 @@ from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of, turns
 
+pytestmark = pytest.mark.conformance
+
 
 def test_a_handler_that_runs_longer_than_its_lease_keeps_it(dsn: str, engine: Engine) -> None:
     door = Door()

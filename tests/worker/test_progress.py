@@ -16,6 +16,8 @@ from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of
 from tests.worker.test_cancel import ticks
 
+pytestmark = pytest.mark.conformance
+
 SHOWN = "select msg_id, done, total, note from queue_worker.progress order by msg_id"
 
 

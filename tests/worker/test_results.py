@@ -23,6 +23,8 @@ from tests.sql.engine import Engine
 from tests.worker import isolated
 from tests.worker.kit import app_of
 
+pytestmark = pytest.mark.conformance
+
 
 class Model(BaseModel):
     at: datetime

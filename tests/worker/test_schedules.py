@@ -23,6 +23,8 @@ from tests.sql.engine import Engine
 from tests.worker.kit import app_of
 from tests.worker.processes import Zygote
 
+pytestmark = pytest.mark.conformance
+
 Meddle = Callable[[str, Mapping[str, Any]], None]
 
 

@@ -18,6 +18,8 @@ from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of
 from tests.worker.processes import NOTES, Process, Zygote
 
+pytestmark = pytest.mark.conformance
+
 
 def invisible(engine: Engine) -> int:
     return int(engine.value("select count(*) from pgmq.q_QUEUE where vt > clock_timestamp()"))

@@ -18,6 +18,8 @@ from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of, turns
 from tests.worker.processes import NOTES, Zygote
 
+pytestmark = pytest.mark.conformance
+
 QUEUES = ("a", "b", "c")
 
 

@@ -12,6 +12,8 @@ from queue_worker.transport.database import PostgresDatabase
 from queue_worker.upkeep import queue_chores, shared_chores
 from tests.sql.engine import Engine
 
+pytestmark = pytest.mark.conformance
+
 
 @pytest.fixture
 def database(dsn: str) -> Iterator[PostgresDatabase]:

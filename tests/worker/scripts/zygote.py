@@ -1,8 +1,8 @@
 """Starts worker processes by fork, so that a test may have many of them; run as a script.
 
-Reads one JSON object a line: {"id": 1, "dsn": ..., "queues": [...], "options": {...}, "settings": {...}}. Answers
-{"id": 1, "pid": ...}, later {"pid": ..., "code": ...} (negative: the signal that killed it). Ends its children with
-itself. What a handler does is in its payload, see `handle`.
+Reads one JSON object a line: {"id": 1, "database": {...}, "queues": [...], "options": {...}, "settings": {...}}.
+Answers {"id": 1, "pid": ...}, later {"pid": ..., "code": ...} (negative: the signal that killed it). Ends its children
+with itself. What a handler does is in its payload, see `handle`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def app_of(queues: list[str], options: dict[str, Any]) -> App:
 def work(order: dict[str, Any]) -> int:
     log = Path(order["log"]).open("a", buffering=1)  # noqa: SIM115 - open as long as the process
     ends = events.subscribe("*", lambda name, fields: print(json.dumps([name, fields], default=str), file=log))
-    settings = load_settings({"database_url": order["dsn"], "state_dir": order["state"], **order["settings"]})
+    settings = load_settings({**order["database"], "state_dir": order["state"], **order["settings"]})
     try:
         return Service(settings, app_of(order["queues"], order["options"])).run()
     finally:

@@ -1,0 +1,36 @@
+"""The stages on which the conformance suite plays: how a worker reaches the database, and which pgmq is there.
+
+A test of the suite is marked `conformance` and uses the fixture `dsn`; it runs once on every stage. It looks at rows
+through `dsn` itself, which is always the database's own URL, and starts workers by `tests.helpers.running` or the
+zygote, which ask `settings_of(dsn)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Stage(NamedTuple):
+    """`transport`: direct, pooler or rest; `pgmq`: the version."""
+
+    transport: str
+    pgmq: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.transport}-pgmq{self.pgmq}"
+
+
+PLAIN = Stage("direct", "1.13")
+STAGES = [Stage(transport, pgmq) for pgmq in ("1.13", "1.5.1") for transport in ("direct", "pooler", "rest")]
+
+
+class Dsn(str):
+    """The database's own URL, which knows how a worker of this test gets there."""
+
+    worker: dict[str, Any]
+
+
+def settings_of(dsn: str) -> dict[str, Any]:
+    """Return the settings by which a worker or a producer reaches the database `dsn`."""
+    return dict(getattr(dsn, "worker", None) or {"database_url": str(dsn)})
