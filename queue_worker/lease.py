@@ -38,7 +38,7 @@ class LeaseKeeper:
     """Extends the leases of all `workers` over one connection, and tells the database that this process lives.
 
     It also notices messages that were cancelled while they run, and writes their progress. `heartbeat`
-    returns the arguments of SQL `heartbeat`.
+    returns the arguments of SQL `heartbeat`. `hears_cancels`: `look` is called for them while a worker listens.
     """
 
     def __init__(
@@ -46,10 +46,13 @@ class LeaseKeeper:
         transport: Transport,
         workers: Sequence[Holder],
         heartbeat: Callable[[], Mapping[str, Any]],
+        *,
+        hears_cancels: bool = True,
     ) -> None:
         self._transport = transport
         self._workers = workers
         self._heartbeat = heartbeat
+        self._hears_cancels = hears_cancels
         self._wake = threading.Event()
         self._stopping = False
         self._asked: set[str] = set()
@@ -117,7 +120,7 @@ class LeaseKeeper:
         if polling:
             self._looked_at = now
         for worker in self._workers:
-            if worker.queue in self._asked or (polling and not worker.listening):
+            if worker.queue in self._asked or (polling and not (worker.listening and self._hears_cancels)):
                 live = [(run, run.message.receipt) for _, run in worker.executor.live()]
                 runs = [(run, receipt) for run, receipt in live if not run.lost and run.outcome is None]
                 if runs:

@@ -146,6 +146,23 @@ def script(migrations: list[Migration]) -> str:
     return "\n".join(parts)
 
 
+def setup_script(pgmq_sql: str) -> str:
+    """Return what comes before the first migration, as a file of its own: pgmq and the schemas.
+
+    `pgmq_sql` is run where the server does not offer the extension.
+    """
+    body = _tag("body", pgmq_sql)
+    block = _PGMQ.format(minimum=PGMQ_MINIMUM, body=body, text=pgmq_sql)
+    outer = _tag("pgmq", block)
+    head = "-- queue_worker: pgmq, and the schemas. Running it again changes nothing."
+    return f"{head}\n\ndo {outer}\n{block}{outer};\n\n{BOOTSTRAP}"
+
+
+def single_script(migration: Migration, before: int) -> str:
+    """Return one migration as a file of its own; `before` is the version that it builds on, or 0."""
+    return f"-- queue_worker: {migration.file}. Running it again changes nothing.\n\n{_guarded(migration, before)}"
+
+
 def _guarded(migration: Migration, before: int) -> str:
     """The migration in a DO block that runs it unless it was applied; `before` is the version it builds on, or 0."""
     body = _tag("body", migration.text)
@@ -197,6 +214,32 @@ begin
             using hint = 'alter extension pgmq update;';
     end if;
 end $qw$;
+"""
+
+_PGMQ = """\
+begin
+    if pg_catalog.to_regtype('pgmq.message_record') is null then
+        if exists (select from pg_catalog.pg_available_extensions e where e.name = 'pgmq') then
+            begin
+                create extension if not exists pgmq;
+            exception when others then
+                raise exception 'the extension pgmq cannot be made here: %', sqlerrm
+                    using hint = 'Switch it on in the dashboard (Integrations > Queues), then run this again.';
+            end;
+        else
+            execute {body}
+{text}
+{body};
+        end if;
+    end if;
+    if not exists (
+        select from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.typrelid = a.attrelid
+        where t.oid = pg_catalog.to_regtype('pgmq.message_record') and a.attname = 'headers'
+    ) then
+        raise exception 'this pgmq is too old: queue_worker needs {minimum} or newer'
+            using hint = 'alter extension pgmq update;';
+    end if;
+end
 """
 
 _GUARD = """\

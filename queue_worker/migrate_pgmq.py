@@ -63,7 +63,7 @@ class Pgmq:
             return ""
         if self.offered is not None:
             return f"create extension pgmq (version {self.offered})"
-        return f"install pgmq {_bundled('VERSION').strip()} from the SQL of the Python package pgmq"
+        return f"install pgmq {bundled('VERSION').strip()} from the SQL of the Python package pgmq"
 
 
 def look(connection: Connection) -> Pgmq:
@@ -82,7 +82,7 @@ def install(connection: Connection) -> str:
     if pgmq.offered is not None and not pgmq.installed:
         _create_extension(connection)
     elif not pgmq.installed:
-        connection.execute(_bundled("pgmq.sql").encode())
+        connection.execute(bundled("pgmq.sql").encode())
     look(connection).require()
     return pgmq.plan
 
@@ -98,7 +98,8 @@ def _create_extension(connection: Connection) -> None:
         ) from None
 
 
-def _bundled(name: str) -> str:
+def bundled(name: str) -> str:
+    """Return a file of the SQL that the package `pgmq` ships; raises SchemaError where it has none."""
     try:
         return files("pgmq").joinpath("sql", name).read_text(encoding="utf-8")
     except (ModuleNotFoundError, FileNotFoundError):

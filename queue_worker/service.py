@@ -164,6 +164,7 @@ class Service:
             self.database.transport(receipts=True),
             self.workers,
             self._heartbeat,
+            hears_cancels=self._listener is not None and self._listener.hears_cancels,
         )
         side: dict[str, Side] = {
             "housekeeper": Housekeeper(

@@ -260,6 +260,8 @@ begin
     end loop;
     call queue_worker_data.open_views();
     call queue_worker_data.open_producers();
+    -- PostgREST looks at its schemas when it is told to; nobody else listens.
+    perform pg_catalog.pg_notify('pgrst', 'reload schema');
 end $$;
 
 

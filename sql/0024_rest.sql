@@ -262,6 +262,7 @@ create function queue_worker.call(function text, arguments jsonb default '{}', r
 returns jsonb
 language plpgsql set search_path = '' as $$
 declare
+    statement text;
     answer jsonb;
 begin
     if arguments is null or pg_catalog.jsonb_typeof(arguments) <> 'object' then
@@ -274,8 +275,13 @@ begin
                         then queue_worker_data.claim_again(answer, arguments) else answer end;
         end if;
     end if;
-    execute queue_worker_data.call_statement(queue_worker_data.callable(function, arguments), arguments)
-        into answer using arguments;
+    statement := queue_worker_data.call_statement(queue_worker_data.callable(function, arguments), arguments);
+    if function not like 'queue\_worker.%' then
+        -- A function of the user gets the search_path that a plain call would have had; it ends with this function.
+        perform pg_catalog.set_config('search_path', s.reset_val, true)
+            from pg_catalog.pg_settings s where s.name = 'search_path';
+    end if;
+    execute statement into answer using arguments;
     if request_key is not null then
         perform queue_worker_data.keep_answer(request_key, function, answer);
     end if;

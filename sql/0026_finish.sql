@@ -15,6 +15,7 @@ language plpgsql set search_path = '' as $$
 declare
     one jsonb;
     given jsonb;
+    statement text;
     answer jsonb;
     answers jsonb := '[]';
     missed queue_worker_data.turn;
@@ -25,8 +26,13 @@ begin
     end if;
     for one in select c.one from pg_catalog.jsonb_array_elements(calls) with ordinality c (one, n) order by c.n loop
         given := coalesce(one -> 'arguments', '{}');
-        execute queue_worker_data.call_statement(queue_worker_data.callable(one ->> 'function', given), given)
-            into answer using given;
+        statement := queue_worker_data.call_statement(queue_worker_data.callable(one ->> 'function', given), given);
+        if one ->> 'function' not like 'queue\_worker.%' then
+            -- See queue_worker.call.
+            perform pg_catalog.set_config('search_path', s.reset_val, true)
+                from pg_catalog.pg_settings s where s.name = 'search_path';
+        end if;
+        execute statement into answer using given;
         answers := answers || answer;
     end loop;
     if counted then

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -31,14 +32,13 @@ default_pool_size = {size}
 query_wait_timeout = 10
 server_lifetime = 3600
 admin_users = postgres
-logfile = {log}
 """
 
 
 class Pooler:
     """One pgbouncer process; `start` and `stop` may be called again and again, its port stays."""
 
-    def __init__(self, url: str, folder: Path, *, size: int = 2, mode: str = "transaction") -> None:
+    def __init__(self, url: str, *, size: int = 2, mode: str = "transaction") -> None:
         program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
         if program is None:
             raise RuntimeError("these tests need pgbouncer: apt install pgbouncer")
@@ -46,12 +46,12 @@ class Pooler:
         self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/{quote(str(parts['dbname']))}"
         self._program = program
-        self._config = folder / "pgbouncer.ini"
+        # Not under pytest's folder, which is closed to others: as root pgbouncer wants another user.
+        self._folder = Path(tempfile.mkdtemp(prefix="queue-worker-pooler-"))
+        self._folder.chmod(0o755)
+        self._config = self._folder / "pgbouncer.ini"
         values = {"host": parts["host"], "server_port": parts["port"], "port": self.port, "mode": mode, "size": size}
-        # As root it wants another user, who must be able to read this.
-        folder.chmod(0o755)
-        log = Path("/dev/null")
-        self._config.write_text(_CONFIG.format(**values, log=log))
+        self._config.write_text(_CONFIG.format(**values))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -78,13 +78,17 @@ class Pooler:
             self._process.wait()
             self._process = None
 
+    def delete(self) -> None:
+        shutil.rmtree(self._folder)
+
 
 @contextlib.contextmanager
-def pooler(url: str, folder: Path, *, size: int = 2, mode: str = "transaction") -> Iterator[Pooler]:
-    """Run a pooler before the database `url` while the block runs; its files lie in `folder`."""
-    made = Pooler(url, folder, size=size, mode=mode)
+def pooler(url: str, *, size: int = 2, mode: str = "transaction") -> Iterator[Pooler]:
+    """Run a pooler before the database `url` while the block runs."""
+    made = Pooler(url, size=size, mode=mode)
     try:
         made.start()
         yield made
     finally:
         made.stop()
+        made.delete()

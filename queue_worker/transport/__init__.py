@@ -69,7 +69,12 @@ class Pool(Transport, Protocol):
 
 
 class Listener(Protocol):
-    """Something that says which queues have work, see `listening`."""
+    """Something that says which queues have work, see `listening`.
+
+    `hears_cancels`: it also says what was cancelled; else whoever runs messages must ask.
+    """
+
+    hears_cancels: bool
 
     def wait(self, seconds: float) -> list[str]: ...
 

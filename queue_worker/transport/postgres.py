@@ -178,6 +178,8 @@ class PostgresTransport:
 class PostgresListener:
     """A connection that waits for NOTIFY on channel `queue_worker`; a hint only, polling must always suffice."""
 
+    hears_cancels = True
+
     def __init__(self, conninfo: Callable[[], str]) -> None:
         self._conninfo = conninfo
         self._connection: psycopg.Connection[Any] | None = None

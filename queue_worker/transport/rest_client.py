@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,6 +25,15 @@ _LONGEST_RETRY_AFTER = 30.0
 _CONNECTIONS = 20
 
 
+@dataclass
+class _Session:
+    """A client and how many threads use it; a retired one is closed by the last that leaves."""
+
+    client: SyncPostgrestClient
+    users: int = 0
+    retired: bool = False
+
+
 class RestClient:
     """One HTTP client, for any number of threads; opens connections on first use.
 
@@ -36,7 +47,7 @@ class RestClient:
         self._key = key
         self._answer_seconds = answer_seconds
         self._lock = threading.Lock()
-        self._client: SyncPostgrestClient | None = None
+        self._session: _Session | None = None
         self._away = False
         self._not_before = 0.0
         self._answered = threading.local()
@@ -56,35 +67,55 @@ class RestClient:
         if (left := self._not_before - time.monotonic()) > 0:
             raise TransportUnavailable(f"the API asked for a pause of {left:.0f} s ({self.host})")
         body: dict[str, Any] = {"function": function, "arguments": dict(arguments), "request_key": request_key}
-        client = self._open()
-        self._answered.status, self._answered.retry_after = 0, None
-        try:
-            answer = client.rpc("call", body).execute().data
-        except APIError as error:
-            status = int(self._answered.status)
-            failure = explain(str(error.code or ""), error.message or "", str(error.hint or ""), status, self.schema)
-            self._heed(status)
-            self._found(isinstance(failure, TransportUnavailable))
-            raise failure from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            # A connection that has swallowed one request would swallow the next.
-            self.close()
-            self._found(True)
-            raise unreached(error, self.host) from None
+        with self._used() as client:
+            self._answered.status, self._answered.retry_after = 0, None
+            try:
+                answer = client.rpc("call", body).execute().data
+            except APIError as error:
+                status = int(self._answered.status)
+                failure = explain(
+                    str(error.code or ""), error.message or "", str(error.hint or ""), status, self.schema
+                )
+                self._heed(status)
+                self._found(isinstance(failure, TransportUnavailable))
+                raise failure from None
+            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+                # Connections that lie idle may be as dead as this one.
+                self._found(True, renew=True)
+                raise unreached(error, self.host) from None
         self._found(False)
         return answer
 
     def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
+        """Close the connections, those in use when their calls have ended; the next call opens new ones."""
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.session.close()
+            session, self._session = self._session, None
+            if session is not None:
+                session.retired = True
+                unused = session.users == 0
+        if session is not None and unused:
+            session.client.session.close()
 
-    def _found(self, away: bool) -> None:
-        if away != self._away:
+    @contextmanager
+    def _used(self) -> Iterator[SyncPostgrestClient]:
+        with self._lock:
+            if self._session is None:
+                self._session = _Session(self._make())
+            session = self._session
+            session.users += 1
+        try:
+            yield session.client
+        finally:
+            with self._lock:
+                session.users -= 1
+                over = session.retired and session.users == 0
+            if over:
+                session.client.session.close()
+
+    def _found(self, away: bool, *, renew: bool = False) -> None:
+        # The time limits of a client are fixed when it is made.
+        if away != self._away or renew:
             self._away = away
-            # The time limits of a client are fixed when it is made.
             self.close()
 
     def _heed(self, status: int) -> None:
@@ -95,12 +126,6 @@ class RestClient:
                 # RFC 9110 allows a date too; the loops' own pause is as good.
                 return
             self._not_before = time.monotonic() + min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
-
-    def _open(self) -> SyncPostgrestClient:
-        with self._lock:
-            if self._client is None:
-                self._client = self._make()
-            return self._client
 
     def _make(self) -> SyncPostgrestClient:
         import httpx

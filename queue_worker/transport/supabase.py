@@ -45,8 +45,9 @@ class SupabaseTransport:
     `receipts`: for the engine, see `rest_values.rows_of`. `tries`: how often a call without an answer is sent in all.
     """
 
-    def __init__(self, client: RestClient, *, receipts: bool = False, tries: int = _TRIES) -> None:
+    def __init__(self, client: RestClient, *, receipts: bool = False, tries: int = _TRIES, owner: bool = False) -> None:
         self._client = client
+        self._owner = owner
         self._receipts = receipts
         self._tries = tries
         self._unanswered: tuple[dict[str, Any], str] | None = None
@@ -107,12 +108,12 @@ class SupabaseTransport:
         return 0.0
 
     def abort(self) -> None:
-        """Cut what is under way: its callers get TransportUnavailable."""
-        self._client.close()
+        """Nothing: every request has time limits of its own."""
 
     def close(self) -> None:
-        """Close the connections, which other transports of the client may share; the next call opens them again."""
-        self._client.close()
+        """Close the connections if they are this transport's alone; the next call opens them again."""
+        if self._owner:
+            self._client.close()
 
     def settling(self, *_: Any, **__: Any) -> NoReturn:
         """See `transactions.TransactionPool.settling`; raises TransportUnsupported, REST has no transactions."""
@@ -163,7 +164,7 @@ class SupabaseDatabase:
 
     def producers(self) -> SupabaseTransport:
         """Return the transport of producers, who may hold receipts; closing it closes the connections."""
-        return SupabaseTransport(self._client, receipts=True)
+        return SupabaseTransport(self._client, receipts=True, owner=True)
 
     def listener(self, queues: Sequence[str], cycle_seconds: float) -> Listener:
         """Return what asks for all queues at once: NOTIFY does not travel over REST."""

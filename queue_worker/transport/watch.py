@@ -23,6 +23,8 @@ class Watch:
     Looks every 0.25 s until nothing was found for a minute, then less and less often, at last every `cycle_seconds`.
     """
 
+    hears_cancels = False
+
     def __init__(
         self,
         transport: Transport,

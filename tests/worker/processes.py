@@ -23,8 +23,11 @@ create table starts (key text not null, process int not null, at timestamptz not
 create table effects (key text not null);
 create function note_start(key text, process int) returns void language sql as
     $$ insert into starts (key, process) values (note_start.key, note_start.process) $$;
+create function note_effect(key text) returns void language plpgsql as
+    $$ begin insert into effects (key) values (note_effect.key); end $$;
+select queue_worker.allow_function('public.note_start'), queue_worker.allow_function('public.note_effect');
 """
-"""What the handlers of the processes write into."""
+"""What the handlers of the processes write into; `note_effect` commits together with the ack."""
 
 
 class Process:

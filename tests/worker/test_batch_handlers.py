@@ -180,6 +180,7 @@ def test_an_async_batch_is_stopped_when_none_of_its_messages_is_left(dsn: str, e
     assert ended == ["async"]
 
 
+@pytest.mark.conformance(without="rest")
 def test_a_transaction_settles_its_own_message(dsn: str, effects: Engine) -> None:
     effects.fill(3)
 

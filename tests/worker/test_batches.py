@@ -239,6 +239,8 @@ def test_a_message_with_a_key_of_its_own_keeps_it(dsn: str, engine: Engine) -> N
 
 def test_plain_pgmq_consumers_and_the_worker_share_a_queue(dsn: str, db: psycopg.Connection[Any]) -> None:
     db.execute("select pgmq.create('shared')")
+    # Taken over by the one who owns it: a worker over REST may not.
+    db.execute("select queue_worker.create_queue('shared')")
     db.execute("select pgmq.send('shared', '{}') from generate_series(1, 4)")
     row = db.execute("select msg_id from pgmq.read('shared', 60, 1)").fetchone()
     assert row is not None

@@ -139,6 +139,7 @@ def test_a_batch_goes_on_with_the_others(dsn: str, engine: Engine) -> None:
     untouched(engine)
 
 
+@pytest.mark.conformance(without="rest")
 def test_a_transaction_that_has_begun_cannot_be_cancelled_any_more(dsn: str, effects: Engine) -> None:
     door = Door()
 

@@ -137,6 +137,7 @@ def test_exceptions_and_steering_cross_the_border(dsn: str, noted: Engine) -> No
     assert due == 9
 
 
+@pytest.mark.conformance(without="rest")
 def test_rows_and_ack_commit_together_over_the_childs_own_connection(dsn: str, noted: Engine) -> None:
     one, two = noted.send({"do": "write"}), noted.send({"do": "write and raise"})
     with events.capture("message.late_error") as late, running(dsn, app_of()):

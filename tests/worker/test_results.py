@@ -154,6 +154,7 @@ def test_every_kind_of_handler_has_results(
     assert found == [Ack("null" if isolation == "process" else '{"msg":1}')]
 
 
+@pytest.mark.conformance(without="rest")
 def test_a_member_of_a_batch_that_its_own_transaction_settles_is_counted(engine: Engine, dsn: str) -> None:
     engine.rows("select queue_worker.create_queue('after')")
     messages = '[{"payload": {}}, {"payload": {}}]'

@@ -184,6 +184,7 @@ def later(seconds: float) -> None:
     wait_until(lambda: time.monotonic() > end)
 
 
+@pytest.mark.conformance(without="pooler")
 def test_sigterm_finishes_what_runs_and_exits_clean(dsn: str, engine: Engine, zygote: Zygote, tmp_path: Path) -> None:
     waiting = Waiting(zygote, dsn, tmp_path, engine)
     waiting.process.signal(signal.SIGTERM)

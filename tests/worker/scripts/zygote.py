@@ -29,8 +29,7 @@ def handle(job: Job[dict[str, Any]]) -> None:
     if do != "nothing":
         job.call("public.note_start", key=str(job.payload.get("key", job.msg_id)), process=os.getpid())
     if do == "effect":
-        with job.transaction() as transaction:
-            transaction.execute("insert into effects (key) values (%s)", [job.payload["key"]])
+        job.finish("public.note_effect", key=str(job.payload["key"]))
     elif do == "exit":
         os._exit(9)
     elif do == "segv":
