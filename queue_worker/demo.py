@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,10 +53,19 @@ class Screen(AbstractContextManager[Any], Protocol):
         """Say how to reach the database that stays up."""
 
 
-def run(folder: Path, screen: Screen, *, keep: bool = False) -> int:
+Reach = Callable[[embedded.EmbeddedServer], AbstractContextManager[Mapping[str, str]]]
+"""Gives the settings by which a worker reaches the demo's database, while it is entered."""
+
+
+@contextlib.contextmanager
+def _embedded(_: embedded.EmbeddedServer) -> Iterator[Mapping[str, str]]:
+    yield {"QUEUE_WORKER_EMBEDDED": "true"}
+
+
+def run(folder: Path, screen: Screen, *, keep: bool = False, reach: Reach = _embedded) -> int:
     """Run the demo in `folder`, which is emptied first; returns 0 if everything went as it should, else 1.
 
-    `keep` leaves the database up until Ctrl+C. Raises UsageError for a folder with other people's files or with
+    `keep` leaves the database up until Ctrl+C. `reach`: how its worker gets to the database. Raises UsageError for a folder with other people's files or with
     another demo in it, ConfigError where a package is missing.
     """
     begin = time.monotonic()
@@ -66,7 +75,7 @@ def run(folder: Path, screen: Screen, *, keep: bool = False) -> int:
             smtp = stack.enter_context(CaptureServer(folder / "mails"))
             server = stack.enter_context(embedded.ensure(folder))
             screen.note("Postgres is up")
-            results = _play(folder, server, smtp, screen)
+            results = _play(folder, server, smtp, screen, reach)
         results.seconds = time.monotonic() - begin
         screen.show(results)
         if keep:
@@ -99,17 +108,19 @@ def _claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def _play(folder: Path, server: embedded.EmbeddedServer, smtp: CaptureServer, screen: Screen) -> Results:
+def _play(
+    folder: Path, server: embedded.EmbeddedServer, smtp: CaptureServer, screen: Screen, reach: Reach
+) -> Results:
     """Set everything up, let the worker work, stop it, and read back what happened."""
     migrate.up(server.url)
-    with connect(server.url, pooler=False) as connection:
+    with connect(server.url, pooler=False) as connection, reach(server) as database:
         for queue in demo_data.QUEUES:
             connection.execute("select queue_worker.create_queue(%s)", [queue])
         for file in ("payments.sql", "reports.sql"):
             connection.execute((migrate.sql_dir() / "demo" / file).read_bytes())
         screen.note("Schema, three queues and the demo's tables are there")
         env_file = folder / "demo.env"
-        settings = demo_data.settings(folder, smtp.port)
+        settings = {**database, **demo_data.settings(folder, smtp.port)}
         env_file.write_text("".join(f"{name}={_quoted(value)}\n" for name, value in settings.items()))
         with _worker(env_file, folder / "worker.log") as worker:
             screen.note(f"A worker runs: {demo_data.MAX_ATTEMPTS} attempts, retries after {demo_data.RETRY} s")

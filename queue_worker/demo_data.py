@@ -89,9 +89,8 @@ def formats() -> tuple[str, ...]:
 
 
 def settings(folder: Path, smtp_port: int) -> dict[str, str]:
-    """Return the settings of the demo's worker, by variable; none of them is secret."""
+    """Return the settings of the demo's worker but for its database, by variable; none of them is secret."""
     return {
-        "QUEUE_WORKER_EMBEDDED": "true",
         "QUEUE_WORKER_STATE_DIR": str(folder),
         "QUEUE_WORKER_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
         "QUEUE_WORKER_RETRY": RETRY,

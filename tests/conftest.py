@@ -113,7 +113,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("conformance")
     if marker and "stage" in metafunc.fixturenames:
         # What a transport cannot do by nature is tested by itself, in tests/supabase/test_unsupported.py.
-        fitting = [one for one in STAGES if one.transport != marker.kwargs.get("without")]
+        only, without = marker.kwargs.get("only"), marker.kwargs.get("without")
+        fitting = [one for one in STAGES if one.transport != without and only in (None, one.transport)]
         stages = [pytest.param(one, id=one.name, marks=() if one == PLAIN else pytest.mark.full) for one in fitting]
         metafunc.parametrize("stage", stages, indirect=True)
 

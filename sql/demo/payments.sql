@@ -35,3 +35,6 @@ $$;
 -- After insert only: payment_result updates the row, and must not enqueue it again.
 create or replace trigger payments_enqueue after insert on public.payments
     for each row execute function queue_worker.send_row('payments');
+
+-- Over REST a worker calls functions by name, those that are allowed.
+select queue_worker.allow_function('public.payment_source'), queue_worker.allow_function('public.payment_result');

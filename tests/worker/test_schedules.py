@@ -319,6 +319,7 @@ def test_the_thread_survives_the_loss_of_its_connection(engine: Engine, dsn: str
         wait_until(lambda: len(sent(engine)) > count, 20)
 
 
+@pytest.mark.conformance(only="direct")
 def test_a_worker_is_woken_by_an_edit_and_fires(engine: Engine, dsn: str) -> None:
     app = app_of(lambda job: None)
     app.schedule("0 0 1 1 *", queue="work", name="rare", payload={"rare": True})
