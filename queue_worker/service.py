@@ -84,7 +84,14 @@ class Service:
         if not self.settings.notify:
             return None
         cycle = min(one.cycle_seconds for one in self.options.values())
-        return self.database.listener(sorted(self.options), cycle)
+        names = sorted(self.options)
+        if self._schedules_run:
+            names.append(Scheduler.queue)
+        return self.database.listener(names, cycle)
+
+    @property
+    def _schedules_run(self) -> bool:
+        return self.settings.scheduler and not self.settings.burst
 
     def stop(self) -> None:
         """Ask for a stop, as the first signal does."""
@@ -174,7 +181,7 @@ class Service:
             )
         }
         sleepers: list[Sleeper] = [*self.workers]
-        if self.settings.scheduler and not self.settings.burst:
+        if self._schedules_run:
             scheduler = Scheduler(self.database.transport(), self._schedules)
             side["scheduler"] = scheduler
             sleepers.append(scheduler)

@@ -3,7 +3,8 @@
 
 -- When each of the queues has something to do: in `seconds`, 0 or less for now; no row for a queue where nothing is known
 -- of, or that is not there. A look costs the same however much is delayed or running. A queue that is paused, or whose
--- breaker is open, has nothing to do.
+-- breaker is open, has nothing to do. Among the queues 'schedules changed', which no queue can be called, stands for the
+-- schedules.
 create function queue_worker_data.due(queues text[]) returns table (queue text, seconds double precision)
 language plpgsql stable security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -12,6 +13,12 @@ declare
     one record;
     first_at timestamptz;
 begin
+    if 'schedules changed' = any (due.queues) then
+        return query
+            select 'schedules changed', pg_catalog.date_part('epoch',
+                min(greatest(coalesce(s.next_fire_at, read_at), coalesce(s.retry_at, read_at))) - read_at)
+            from queue_worker_data.schedules s where s.enabled having count(*) > 0;
+    end if;
     for one in
         select n.name, q.ordered, q.paused_at, q.broken_until
         from pg_catalog.unnest(due.queues) n (name)

@@ -69,8 +69,9 @@ class SupabaseTransport:
         return retrying(self._once, function, arguments, key)
 
     def _once(self, function: str, arguments: Mapping[str, Any], key: str | None) -> Rows:
+        answer = self._client.call(function, arguments, key)
         try:
-            return rows_of(self._client.call(function, arguments, key), receipts=self._receipts)
+            return rows_of(answer, receipts=self._receipts)
         except ValueError as error:
             raise TransportUnavailable(f"{error} ({self._client.host})") from None
 

@@ -88,7 +88,7 @@ def test_migrate_print_needs_no_database_and_its_script_does_the_same(bare: Prog
 
 def test_two_modes_of_migrate_at_once_are_refused(bare: Program) -> None:
     done = bare("migrate", "--check", "--print")
-    assert (done.code, done.line) == (2, "give one of --check, --dry-run and --print")
+    assert (done.code, done.line) == (2, "give one of --check, --dry-run, --print, --supabase and --uninstall")
 
 
 SECRETS = {

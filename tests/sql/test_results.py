@@ -185,8 +185,11 @@ OURS = st.sampled_from(
 
 
 def storable(value: Any) -> bool:
-    """Whether jsonb can hold it: no NUL, no lone surrogates."""
-    text = json.dumps(value)
+    """Whether jsonb can hold it: no NUL, no lone surrogates, no infinity."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
     return "\\u0000" not in text and not any(f"\\ud{digit}" in text for digit in "89abcdef")
 
 

@@ -204,11 +204,11 @@ def test_a_key_is_no_way_to_somebody_elses_answer(db: psycopg.Connection[Any]) -
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (502, "<html><body>Bad gateway</body></html>", "HTML"),
+        (502, "<html><body>Bad gateway</body></html>", "Bad Gateway"),
         (503, '{"message": "no", "code": "PGRST002"}', "PGRST002"),
         (429, '{"message": "slow down"}', "slow down"),
         (540, '{"message": "paused"}', "project is paused: restore it"),
-        (521, "<!doctype html>", "HTML"),
+        (521, "<!doctype html>", "status 521"),
     ],
 )
 def test_an_outage_is_one_line(

@@ -81,13 +81,11 @@ def test_the_next_attempt_does_not_show_the_progress_of_the_last(dsn: str, engin
 def test_all_jobs_of_all_queues_are_written_in_one_call_and_the_last_value_counts(dsn: str, engine: Engine) -> None:
     engine.rows("select queue_worker.create_queue('other')")
     engine.rows("create table calls (jobs int)")
-    arguments = "text[], bigint[], int[], timestamptz[], double precision[], double precision[], text[]"
-    engine.rows(f"alter function queue_worker.report_progress({arguments}) rename to report_before")
     engine.rows(
-        "create function queue_worker.report_progress(queues text[], ids bigint[], read_cts int[],"
+        "create or replace function queue_worker.report_progress(queues text[], ids bigint[], read_cts int[],"
         " enqueued_ats timestamptz[], dones double precision[], totals double precision[], notes text[])"
         " returns void language sql as $$ insert into public.calls values (cardinality(ids));"
-        " select queue_worker.report_before(queues, ids, read_cts, enqueued_ats, dones, totals, notes) $$"
+        " select queue_worker_data.report_progress(queues, ids, read_cts, enqueued_ats, dones, totals, notes) $$"
     )
     door, lock = Door(), threading.Lock()
     jobs: list[Job[dict[str, Any]]] = []
