@@ -78,7 +78,7 @@ class Fields(BaseSettings):
     db_password: SecretStr | None = _bare("DB_PASSWORD", None, "Password, as it is: no percent signs needed")
     db_name: str = _bare("DB_NAME", "postgres", "Database")
     supabase_url: str | None = _bare(
-        "SUPABASE_URL", None, "The project's URL, for a Storage bucket of reports; the queues want a Postgres URL"
+        "SUPABASE_URL", None, "The project's URL: for the queues where no Postgres URL is set, and for Storage"
     )
     supabase_service_role_key: SecretStr | None = _bare(
         "SUPABASE_SERVICE_ROLE_KEY", None, "Key for SUPABASE_URL: a JWT or sb_secret_..."

@@ -65,8 +65,8 @@ def _embedded(_: embedded.EmbeddedServer) -> Iterator[Mapping[str, str]]:
 def run(folder: Path, screen: Screen, *, keep: bool = False, reach: Reach = _embedded) -> int:
     """Run the demo in `folder`, which is emptied first; returns 0 if everything went as it should, else 1.
 
-    `keep` leaves the database up until Ctrl+C. `reach`: how its worker gets to the database. Raises UsageError for a folder with other people's files or with
-    another demo in it, ConfigError where a package is missing.
+    `keep` leaves the database up until Ctrl+C. `reach`: how its worker gets to the database. Raises UsageError for a
+    folder with other people's files or with another demo in it, ConfigError where a package is missing.
     """
     begin = time.monotonic()
     folder = folder.resolve()
@@ -108,9 +108,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def _play(
-    folder: Path, server: embedded.EmbeddedServer, smtp: CaptureServer, screen: Screen, reach: Reach
-) -> Results:
+def _play(folder: Path, server: embedded.EmbeddedServer, smtp: CaptureServer, screen: Screen, reach: Reach) -> Results:
     """Set everything up, let the worker work, stop it, and read back what happened."""
     migrate.up(server.url)
     with connect(server.url, pooler=False) as connection, reach(server) as database:

@@ -58,6 +58,9 @@ def explain(code: str, message: str, hint: str, status: int, schema: str) -> Tra
         code = UNKNOWN_ROLE
     if status == 540:
         return TransportUnavailable(_PAUSED)
+    if not code and not message and status == 400:
+        # What PostgREST answers when Postgres goes away in the middle of a statement: an error without a word.
+        return TransportUnavailable("the API lost its connection to the database")
     if code in _SAID:
         return CallRefused(_SAID[code].format(message=message, schema=schema), code)
     sqlstate = bool(_SQLSTATE.fullmatch(code))

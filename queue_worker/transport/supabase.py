@@ -35,7 +35,7 @@ _TRIES = 3
 
 _UNTRANSACTED = (
     "job.transaction() needs a Postgres connection, and this worker reaches the database over REST: set DATABASE_URL,"
-    " or put the statements into a SQL function and end with job.finish('schema.function', {...})"
+    " or put the statements into a SQL function and end with job.finish('schema.function', ...)"
 )
 
 

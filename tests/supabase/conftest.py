@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.stages import Dsn
 from tests.supabase.project import Project, project
 
 
@@ -14,3 +15,11 @@ def supabase(dsn: str) -> Iterator[Project]:
     """A project whose database is fresh and has the schema."""
     with project(dsn) as made:
         yield made
+
+
+@pytest.fixture
+def over_rest(supabase: Project) -> str:
+    """The database's own URL; workers that are given it reach the database over REST."""
+    reached = Dsn(supabase.dsn)
+    reached.worker = supabase.settings()
+    return reached

@@ -28,10 +28,11 @@ class Gateway:
         self.keys = keys or {}
         self.calls: Counter[str] = Counter()
         self.requests = 0
+        self.dropped = 0
         self.url = ""
         self._faults: list[tuple[str, str, Any]] = []
         self._hole = False
-        self._held: set[asyncio.Task[Any]] = set()
+        self._every = 0
         self._ready = threading.Event()
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -48,6 +49,10 @@ class Gateway:
     def answer(self, function: str, status: int, body: str = "", headers: dict[str, str] | None = None) -> None:
         """Answer the next call of `function` (empty: of any) with this, and do not pass it on."""
         self._faults.append((function, "answer", (status, body, headers or {})))
+
+    def drop_every(self, count: int) -> None:
+        """Let calls through and cut the connection instead of answering, for one of `count` calls; 0: none."""
+        self._every = count
 
     def black_hole(self, on: bool) -> None:
         """Accept everything and answer nothing, from now on."""
@@ -85,8 +90,9 @@ class Gateway:
         if not path.startswith("rest/v1/"):
             return web.Response(status=404, text='{"message":"no Route matched with those values"}')
         response = await self._pass_on(request, body, path.removeprefix("rest/v1/"))
-        if fault or self._hole:
+        if fault or self._hole or (self._every and self.requests % self._every == 0):
             assert request.transport is not None
+            self.dropped += 1
             request.transport.abort()
         return response
 

@@ -74,7 +74,9 @@ class PostgREST:
     def start(self) -> None:
         parts = conninfo_to_dict(self._url)
         host = quote(str(parts["host"]), safe="")
-        uri = f"postgresql://authenticator@/{parts['dbname']}?host={host}&port={parts['port']}"
+        # Over TCP the server wants a password, and the tests give the role that of the URL.
+        user = ":".join(["authenticator", *filter(None, [parts.get("password")])])
+        uri = f"postgresql://{user}@/{parts['dbname']}?host={host}&port={parts['port']}"
         settings = {
             "PGRST_DB_URI": uri,
             "PGRST_DB_SCHEMAS": self._schemas,
@@ -103,6 +105,13 @@ class PostgREST:
             time.sleep(0.01)
             return False
         return True
+
+    def kill(self) -> None:
+        """As a crash does it."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
 
     def stop(self) -> None:
         if self._process is not None:

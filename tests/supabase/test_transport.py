@@ -206,6 +206,7 @@ def test_a_key_is_no_way_to_somebody_elses_answer(db: psycopg.Connection[Any]) -
     [
         (502, "<html><body>Bad gateway</body></html>", "Bad Gateway"),
         (503, '{"message": "no", "code": "PGRST002"}', "PGRST002"),
+        (400, '{"message": "", "code": "", "hint": null, "details": null}', "lost its connection to the database"),
         (429, '{"message": "slow down"}', "slow down"),
         (540, '{"message": "paused"}', "project is paused: restore it"),
         (521, "<!doctype html>", "status 521"),
@@ -232,17 +233,17 @@ def test_retry_after_is_heeded(supabase: Project, engine: SupabaseTransport) -> 
 
 
 @pytest.mark.parametrize(
-    ("key", "words"),
+    "key",
     [
-        (jwt("service_role", "another-secret-with-more-than-32-characters"), "SUPABASE_SERVICE_ROLE_KEY is not accepted"),
-        (jwt("service_role", exp=1), "SUPABASE_SERVICE_ROLE_KEY is not accepted"),
-        (jwt("nobody"), "SUPABASE_SERVICE_ROLE_KEY is not accepted"),
-        ("nonsense", "SUPABASE_SERVICE_ROLE_KEY is not accepted"),
+        jwt("service_role", "another-secret-with-more-than-32-characters"),
+        jwt("service_role", exp=1),
+        jwt("nobody"),
+        "nonsense",
     ],
 )
-def test_a_wrong_key_is_named_and_not_shown(supabase: Project, key: str, words: str) -> None:
+def test_a_wrong_key_is_named_and_not_shown(supabase: Project, key: str) -> None:
     database = SupabaseDatabase(supabase.url, key)
-    with pytest.raises(CallRefused, match=words) as caught:
+    with pytest.raises(CallRefused, match="SUPABASE_SERVICE_ROLE_KEY is not accepted") as caught:
         database.transport().call("queue_worker.list_queues", {})
     assert key not in str(caught.value)
     assert key not in repr(database.address())
@@ -289,7 +290,7 @@ def test_a_host_that_is_not_there_is_one_line(url: str, words: str) -> None:
 
 
 def test_an_unknown_function_or_argument_is_named(database: SupabaseDatabase, engine: SupabaseTransport) -> None:
-    with pytest.raises(CallRefused, match="'queue_worker.nope' does not exist"):
+    with pytest.raises(CallRefused, match=r"'queue_worker\.nope' does not exist"):
         database.transport().call("queue_worker.nope", {})
     with pytest.raises(CallRefused, match="has no argument 'que'"):
         database.transport().call("queue_worker.pause", {"que": "work"})
@@ -312,7 +313,9 @@ def test_nothing_outside_can_be_called_by_name_until_it_is_allowed(
         transport.call("app.twice", {"n": 4})
 
 
-def test_old_answers_are_pruned(database: SupabaseDatabase, engine: SupabaseTransport, db: psycopg.Connection[Any]) -> None:
+def test_old_answers_are_pruned(
+    database: SupabaseDatabase, engine: SupabaseTransport, db: psycopg.Connection[Any]
+) -> None:
     database.transport().call("queue_worker.send", {"queue": "work", "payload": {}})
     db.execute("update queue_worker_data.requests set at = now() - interval '2 h'")
     database.transport().call("queue_worker.send", {"queue": "work", "payload": {}})

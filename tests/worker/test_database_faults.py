@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,50 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from queue_worker import Job, embedded, events, migrate
+from queue_worker import Job, events
 from queue_worker.embedded import EmbeddedServer
-from queue_worker.embedded_supervisor import postmaster
 from tests.helpers import running, wait_until
+from tests.own_server import OwnServer
 from tests.proxy import Proxy
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of, hurry, turns
-
-
-class OwnServer:
-    """A Postgres of one test, with default durability, behind a proxy that always knows where it is."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._server = embedded.ensure(root)
-        migrate.up(self._server.url)
-        self.proxy = Proxy(("127.0.0.1", self._server.port))
-        self.url = self.proxy.url(self._server.tcp_url)
-
-    def crash(self, how: signal.Signals) -> None:
-        """SIGQUIT is what `pg_ctl -m immediate` sends; SIGKILL leaves even that to the next start."""
-        os.kill(self._server.pid, how)
-        wait_until(lambda: postmaster(self._server.data_dir)[0] != self._server.pid or not _alive(self._server.pid))
-
-    def start(self) -> None:
-        old, self._server = self._server, embedded.ensure(self.root)
-        old.close()
-        self.proxy.target = ("127.0.0.1", self._server.port)
-
-    def connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._server.url, autocommit=True)
-
-    def close(self) -> None:
-        self.proxy.close()
-        self._server.close()
-        embedded.stop(self.root, delete=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture
