@@ -241,8 +241,8 @@ class QueueWorker:
             return self._refuse(turn.error, turn.error[:5])
         self._outage.accepted()
         if turn.paused and self.held:
-            # What has not begun waits in the queue, where the pause is seen.
-            self._give_back_unstarted()
+            # What has not begun waits in the queue, where the pause is seen; the trial is what the pause waits for.
+            self.executor.give_back([run for run in self.held.values() if not run.message.probe])
         if turn.limited:
             return when_limited(self.options.cycle_seconds, turn.next_due)
         if turn.messages:

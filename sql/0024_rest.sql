@@ -154,7 +154,11 @@ begin
     select pg_catalog.format('%I.%I', n.nspname, p.proname) into called
         from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace where p.oid = target;
     select pg_catalog.string_agg(pg_catalog.format('%I %s', k.name, pg_catalog.format_type(a.type, null)), ', '),
-           pg_catalog.string_agg(pg_catalog.format('%1$I => a.%1$I', k.name), ', '),
+           -- As over a connection of one's own a text for a JSON argument is JSON, not a string of JSON.
+           pg_catalog.string_agg(pg_catalog.format(
+               case when a.type in ('pg_catalog.json'::regtype, 'pg_catalog.jsonb'::regtype)
+                    then '%1$I => (a.%1$I #>> ''{}'')::%2$s' else '%1$I => a.%1$I' end,
+               k.name, pg_catalog.format_type(a.type, null)), ', '),
            pg_catalog.min(k.name) filter (where a.type is null)
         into given, passed, wrong
         from pg_catalog.jsonb_object_keys(arguments) k (name)

@@ -19,7 +19,7 @@ from queue_worker import embedded, migrate
 from tests import pgmq_151
 from tests.helpers import child_processes, wait_until
 from tests.pooler import pooler
-from tests.stages import PLAIN, STAGES, Dsn, Stage
+from tests.stages import PLAIN, Dsn, Stage, stages_of
 from tests.supabase.postgrest import prepare_roles
 from tests.supabase.project import project
 
@@ -52,6 +52,11 @@ def no_leaks() -> Iterator[None]:
         10,
         lambda: f"processes left behind: {child_processes() - children}",
     )
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: two workers a processor, because tests mostly wait for processes, leases and pauses."""
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -113,9 +118,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("conformance")
     if marker and "stage" in metafunc.fixturenames:
         # What a transport cannot do by nature is tested by itself, in tests/supabase/test_unsupported.py.
-        only, without = marker.kwargs.get("only"), marker.kwargs.get("without")
-        fitting = [one for one in STAGES if one.transport != without and only in (None, one.transport)]
-        stages = [pytest.param(one, id=one.name, marks=() if one == PLAIN else pytest.mark.full) for one in fitting]
+        stages = [
+            pytest.param(one, id=one.name, marks=() if one == PLAIN else pytest.mark.full)
+            for one in stages_of(**marker.kwargs)
+        ]
         metafunc.parametrize("stage", stages, indirect=True)
 
 

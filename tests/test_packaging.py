@@ -121,6 +121,7 @@ def test_the_same_sources_make_the_same_wheel(wheel: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.full
+@pytest.mark.timeout(400)
 def test_a_clean_environment_gets_everything_from_the_wheel(tmp_path: Path) -> None:
     """As a user installs it: built in isolation, with all that it depends on."""
     built = build_wheel(tmp_path)

@@ -6,6 +6,7 @@ A receipt's timestamp never becomes a datetime: converting it to and fro costs a
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from psycopg import pq
@@ -52,7 +53,20 @@ class _StampsDumper(Dumper):
 
     def dump(self, obj: Stamps) -> bytes:
         size = b"\0\0\0\x08"
-        return _array(_TIMESTAMPTZ, len(obj), size + size.join(obj) if obj else b"")
+        try:
+            joined = size.join(obj)
+        except TypeError:
+            # Fetched over REST and settled on a connection of the caller's own.
+            joined = size.join(one if isinstance(one, bytes) else _binary(one) for one in obj)
+        return _array(_TIMESTAMPTZ, len(obj), size + joined if obj else b"")
+
+
+_2000 = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def _binary(text: str) -> bytes:
+    """Return a timestamp that REST gave as text as Postgres sends it in binary."""
+    return struct.pack("!q", (datetime.fromisoformat(text) - _2000) // timedelta(microseconds=1))
 
 
 class _BigIntsDumper(Dumper):

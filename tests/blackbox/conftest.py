@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.blackbox.program import Program
+from tests.stages import environment_of
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def bare() -> Program:
 @pytest.fixture
 def program(dsn: str) -> Program:
     """The program on a fresh database with the schema."""
-    return Program(DATABASE_URL=dsn)
+    return Program(**environment_of(dsn))
 
 
 @pytest.fixture(autouse=True)

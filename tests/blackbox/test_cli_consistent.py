@@ -11,6 +11,8 @@ import pytest
 
 from queue_worker.cli import program
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 Run = Callable[..., str]
 
 

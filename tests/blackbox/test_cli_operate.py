@@ -10,6 +10,8 @@ import pytest
 
 from tests.blackbox.program import Program, Terminal
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 Db = psycopg.Connection[tuple]
 
 

@@ -10,9 +10,12 @@ import pytest
 
 from tests.blackbox.program import Program
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 JOBS = """
 from pydantic import BaseModel
 from queue_worker import App, Job, Reject
+
 
 class Welcome(BaseModel):
     user_id: int

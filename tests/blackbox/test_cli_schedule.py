@@ -11,6 +11,8 @@ import pytest
 from tests.blackbox.program import Program
 from tests.helpers import wait_until
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 
 @pytest.fixture
 def reports(program: Program, db: psycopg.Connection[tuple]) -> Program:

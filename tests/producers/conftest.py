@@ -10,6 +10,7 @@ import pytest
 
 import queue_worker
 from tests.sql.engine import Engine
+from tests.stages import environment_of
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def engine(db: psycopg.Connection[Any]) -> Engine:
 @pytest.fixture(autouse=True)
 def environment(dsn: str, clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The program's environment names the database; what its producers opened is closed after the test."""
-    monkeypatch.setenv("DATABASE_URL", dsn)
+    for name, value in environment_of(dsn).items():
+        monkeypatch.setenv(name, value)
     yield
     queue_worker.close()

@@ -11,6 +11,8 @@ from queue_worker import LeaseLost, Queue, Reject, Retry
 from queue_worker.errors import QueueNotFound, UsageError
 from tests.sql.engine import Engine
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 
 class Task(BaseModel):
     n: int

@@ -16,6 +16,8 @@ from queue_worker.errors import UsageError
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 
 class Provider:
     """An outside world that counts its calls; it does what `answer` says."""
@@ -275,6 +277,7 @@ def test_key_reuse_and_unknown_are_dead_letters_at_once(engine: Engine, dsn: str
     }  # fmt: skip
 
 
+@pytest.mark.conformance(without="rest", hosted=True)
 def test_it_is_refused_inside_the_jobs_transaction_and_works_after_one_was_left(engine: Engine, dsn: str) -> None:
     errors: list[str] = []
     app = App(builtins=False)

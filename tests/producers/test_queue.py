@@ -21,6 +21,8 @@ from queue_worker.errors import ConfigError, QueueNotFound, SchemaError, Transpo
 from tests.helpers import wait_until
 from tests.sql.engine import Engine
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 
 class Welcome(BaseModel):
     user_id: int
@@ -116,6 +118,7 @@ def test_a_unique_key_sends_once_while_it_waits(engine: Engine) -> None:
 # ------------------------------------------------------------------------------------------------------- the database
 
 
+@pytest.mark.conformance(only="direct", hosted=True)
 def test_the_env_file_names_the_database_too(engine: Engine, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL")
     with pytest.raises(ConfigError, match="no database is set: set DATABASE_URL"):
@@ -125,6 +128,7 @@ def test_the_env_file_names_the_database_too(engine: Engine, dsn: str, monkeypat
     assert engine.count("queue") == 1
 
 
+@pytest.mark.conformance(only="direct", hosted=True)
 def test_nothing_is_read_or_opened_before_the_first_use(
     db: psycopg.Connection[Any], engine: Engine, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +151,7 @@ def test_all_queues_of_one_database_share_a_small_pool(db: psycopg.Connection[An
     assert 1 <= connections(db) <= 4
 
 
+@pytest.mark.conformance(only="direct", hosted=True)
 def test_close_gives_up_the_connections_and_the_next_send_opens_them_again(
     db: psycopg.Connection[Any], engine: Engine
 ) -> None:
@@ -182,6 +187,7 @@ def test_a_refused_send_leaves_the_host_pool_usable(engine: Engine, dsn: str) ->
         assert engine.count("queue") == 1
 
 
+@pytest.mark.conformance(only="direct", hosted=True)
 def test_a_forked_child_opens_connections_of_its_own(db: psycopg.Connection[Any], engine: Engine) -> None:
     queue = Queue("work")
     queue.send({"from": "parent"})

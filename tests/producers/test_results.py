@@ -12,6 +12,8 @@ from queue_worker import JobFailed, Queue
 from queue_worker.errors import QueueNotFound, UsageError
 from tests.sql.engine import Engine
 
+pytestmark = pytest.mark.conformance(hosted=True)
+
 
 def finish(engine: Engine, value: str | None = None) -> None:
     """End the next due message as done, as a worker does: with the JSON text of its result, or without one."""

@@ -15,7 +15,8 @@ from tests.helpers import wait_until
 from tests.sql.engine import Engine
 from tests.worker.processes import NOTES, Process, Zygote
 
-pytestmark = pytest.mark.conformance
+# The longest test of all.
+pytestmark = [pytest.mark.conformance(hosted=True), pytest.mark.timeout(300)]
 
 KILLS = 32
 MESSAGES = 1200
