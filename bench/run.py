@@ -16,6 +16,9 @@ RUNS = (
     ("rate.py",),
     ("cost.py",),
     ("retention.py",),
+    ("rest_drain.py",),
+    ("pickup_polled.py",),
+    ("recovery.py",),
 )
 
 
