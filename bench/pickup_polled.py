@@ -1,6 +1,6 @@
 """Pickup latency where NOTIFY cannot arrive, and what waiting costs: behind a transaction pooler and over REST.
 
-    python bench/pickup_polled.py [--messages 150] [--idle 180] [--cycle 5]
+    python bench/pickup_polled.py [--messages 150] [--idle 180] [--cycle 5] [--only rest]
 
 `active`: messages come every 0 to 2 seconds. `calls a minute`: while they come, and in the last minute of `--idle`
 seconds without any. `after idle`: one message, when the worker has been left alone so long.
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=150)
     parser.add_argument("--idle", type=int, default=180)
     parser.add_argument("--cycle", type=float, default=5.0)
+    parser.add_argument("--only", choices=("own", "pooled", "rest"))
     args = parser.parse_args()
     with prepared() as server, psycopg.connect(server.url, autocommit=True) as sender:
         for name in ("own", "pooled", "rest"):
@@ -99,12 +100,15 @@ def main() -> None:
                 sender.execute("select queue_worker.create_queue(%s)", [name + end])
         with pooler(server.url) as front, project(server.url) as made:
             # Transactions on the server, for what does not go through the gateway; the senders' own are among them.
-            own = Worker("own", args.cycle, database_url=server.url)
-            measure("own connection", own, sender, args, lambda: statements(sender))
-            pooled = Worker("pooled", args.cycle, database_url=front.url, pooler="yes")
-            measure("pooler        ", pooled, sender, args, lambda: statements(sender))
-            rest = Worker("rest", args.cycle, **made.settings())
-            measure("REST          ", rest, sender, args, lambda: made.gateway.requests)
+            if args.only in (None, "own"):
+                own = Worker("own", args.cycle, database_url=server.url)
+                measure("own connection", own, sender, args, lambda: statements(sender))
+            if args.only in (None, "pooled"):
+                pooled = Worker("pooled", args.cycle, database_url=front.url, pooler="yes")
+                measure("pooler        ", pooled, sender, args, lambda: statements(sender))
+            if args.only in (None, "rest"):
+                rest = Worker("rest", args.cycle, **made.settings())
+                measure("REST          ", rest, sender, args, lambda: made.gateway.requests)
 
 
 if __name__ == "__main__":

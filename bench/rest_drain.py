@@ -4,8 +4,8 @@
 
 The reference reads 100 messages by `pgmq_public.read` and deletes them one by one by `pgmq_public.delete`, as the
 documentation of Supabase Queues shows it, over one kept-alive connection. The worker is the real one, with batches of
-100. Both have a PostgREST before one embedded Postgres with default durability; the worker's calls go through the tests'
-gateway besides.
+100. Both have a PostgREST before one embedded Postgres with default durability; the worker has the tests' gateway too.
+
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
+from queue_worker import config_keys
 from queue_worker.config_errors import config_error
 from queue_worker.config_fields import Fields
 from queue_worker.config_options import (
@@ -220,6 +221,9 @@ def _odd(settings: Settings, given: Mapping[str, Any]) -> Iterable[str]:
         yield f"SMTP_REDIRECT_TO is set: every mail goes to {settings.smtp_redirect_to} and to NOBODY else"
     if settings.smtp_allow_plain and settings.smtp_host:
         yield "QUEUE_WORKER_SMTP_ALLOW_PLAIN is on: mails and the SMTP password may travel in clear"
+    key = settings.supabase_service_role_key
+    if settings.transport == "supabase" and key and (wide := config_keys.notice(key.get_secret_value())):
+        yield wide
 
 
 def _check(settings: Settings) -> None:
@@ -228,6 +232,8 @@ def _check(settings: Settings) -> None:
         f"QUEUE_WORKER_GRACE_SECONDS ({settings.grace_seconds:g}) must be less than QUEUE_WORKER_STOP_TIMEOUT"
         f" ({settings.stop_timeout:g}): the process would be killed before its grace ends"
     )
+    key = settings.supabase_service_role_key
+    refused_key = config_keys.refusal(key.get_secret_value()) if key else None
     rules = [
         (
             settings.embedded and settings.dsn,
@@ -239,6 +245,7 @@ def _check(settings: Settings) -> None:
             and (settings.transport == "supabase" or settings.reports_bucket),
             "SUPABASE_URL is set without SUPABASE_SERVICE_ROLE_KEY",
         ),
+        (settings.supabase_url and refused_key, refused_key or ""),
         (
             settings.reports_bucket and not settings.supabase_url,
             "QUEUE_WORKER_REPORTS_BUCKET needs SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY",

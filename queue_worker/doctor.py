@@ -12,7 +12,7 @@ from queue_worker import migrate
 from queue_worker._version import __version__
 from queue_worker.errors import SchemaError
 from queue_worker.migrate_files import BOOTSTRAP, Migration, read_migrations
-from queue_worker.transport import Transport
+from queue_worker.transport import Database, Transport
 
 _FUNCTION = re.compile(
     r"^create (?:or replace )?(?:function|procedure) queue_worker(?:_data)?\.(\w+)\s*\(.*?\bas \$\$(.*?)\$\$;?\s*$",
@@ -40,6 +40,23 @@ def examine(transport: Transport) -> list[Finding]:
     now = datetime.now(UTC)
     rows = transport.call("queue_worker.diagnose", {"client_now": now}).dicts()
     return [*_edited(transport), *(Finding(**row) for row in rows)]
+
+
+def examine_security(transport: Transport) -> list[Finding]:
+    """Return what is wrong with the rights on what is ours: SQL `queue_worker.security`, see docs/security.md.
+
+    Raises as `examine` does.
+    """
+    if schema := _schema(transport):
+        return [schema]
+    rows = transport.call("queue_worker.security", {}).dicts()
+    return [Finding("security", None, f"{one['rule']}: {one['object']} {one['finding']}", one["fix"]) for one in rows]
+
+
+def describe(database: Database) -> dict[str, str]:
+    """Return what is behind the connection, by names for a person. Needs the schema; raises as `examine` does."""
+    rows = database.transport().call("queue_worker.about", {}).dicts()
+    return {"connection": database.description, **{row["name"]: row["value"] for row in rows}}
 
 
 def _schema(transport: Transport) -> Finding | None:

@@ -13,7 +13,7 @@ from queue_worker.errors import ConfigError
 from queue_worker.health import alive
 from queue_worker.transport import Database, Transport
 from queue_worker.transport.database import PostgresDatabase
-from queue_worker.transport.postgres import is_pooler
+from queue_worker.transport.pooler import detect
 from queue_worker.transport.rest_errors import NEEDS_URL
 from queue_worker.transport.transactions import TransactionPool
 
@@ -56,11 +56,18 @@ def pooler_of(settings: Settings) -> bool | None:
     return {"auto": None, "yes": True, "no": False}[settings.pooler]
 
 
-def open_database(settings: Settings) -> Database:
-    """Return the database that the settings name; raises ConfigError."""
+def open_database(settings: Settings, *, look: bool = False) -> Database:
+    """Return the database that the settings name; raises ConfigError.
+
+    `look`: connect once to find out whether a transaction pooler stands before it, where the settings leave that open.
+    """
     if settings.transport == "supabase":
         return _over_rest(settings)
-    return PostgresDatabase(conninfo_of(settings), pooler=pooler_of(settings), pool_size=settings.transaction_pool_size)
+    conninfo = conninfo_of(settings)
+    pooler = pooler_of(settings)
+    if pooler is None and look and settings.transport == "postgres":
+        pooler = detect(conninfo())
+    return PostgresDatabase(conninfo, pooler=pooler, pool_size=settings.transaction_pool_size)
 
 
 def _over_rest(settings: Settings) -> SupabaseDatabase:
@@ -90,7 +97,7 @@ def producer_pool(database: Settings | str) -> Transport:
     """
     if isinstance(database, str):
         address = database
-        return _shared(("url", address, None), lambda: address, is_pooler(address), _PRODUCERS_POOL)
+        return _shared(("url", address, None), lambda: address, None, _PRODUCERS_POOL)
     if database.transport == "supabase":
         return _shared_rest(database)
     pooler = pooler_of(database)
@@ -99,8 +106,7 @@ def producer_pool(database: Settings | str) -> Transport:
         found = _pools.get(key)
     if found is not None:
         return found
-    conninfo = conninfo_of(database)
-    return _shared(key, conninfo, is_pooler(conninfo()) if pooler is None else pooler, database.transaction_pool_size)
+    return _shared(key, conninfo_of(database), pooler, database.transaction_pool_size)
 
 
 def _shared_rest(settings: Settings) -> Transport:
@@ -112,10 +118,11 @@ def _shared_rest(settings: Settings) -> Transport:
         return _pools[name]
 
 
-def _shared(key: Hashable, conninfo: Callable[[], str], pooler: bool, size: int) -> Transport:
+def _shared(key: Hashable, conninfo: Callable[[], str], pooler: bool | None, size: int) -> Transport:
     with _opening:
         if key not in _pools:
-            _pools[key] = TransactionPool(conninfo, pooler=pooler, size=size, receipts=True)
+            known = detect(conninfo()) if pooler is None else pooler
+            _pools[key] = TransactionPool(conninfo, pooler=known, size=size, receipts=True)
         return _pools[key]
 
 

@@ -62,7 +62,7 @@ class Service:
 
     def __init__(self, settings: Settings, app: App | None = None, host: Host | None = None) -> None:
         self.settings = settings
-        self.database = open_database(settings)
+        self.database = open_database(settings, look=True)
         app = app or App()
         self.processors = processors_of(settings, app)
         for one in self.processors:

@@ -241,6 +241,7 @@ begin
         execute 'revoke all on all routines in schema queue_worker, queue_worker_data from ' || outsider;
         execute 'revoke all on all tables in schema queue_worker, queue_worker_data from ' || outsider;
         execute 'revoke all on all sequences in schema queue_worker, queue_worker_data from ' || outsider;
+        execute 'revoke all on schema queue_worker, queue_worker_data from ' || outsider;
     end loop;
     for one in
         select pg_catalog.format('grant execute on function %s to %I', p.oid::regprocedure, r.role) as command

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from queue_worker.config_keys import role_of
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable, TransportUnsupported
 from queue_worker.transport import Listener, Rows
 from queue_worker.transport.rest_client import RestClient
@@ -151,13 +152,13 @@ class SupabaseDatabase:
     """What one process reaches over REST; implements `Database`."""
 
     name = "supabase"
-    description = "supabase (REST)"
     pooler = True
 
     def __init__(self, url: str, key: str, *, schema: str = "queue_worker", answer_seconds: float = 10.0) -> None:
         self._address = SupabaseAddress(url, key, schema, answer_seconds)
         self._client = RestClient(url, key, schema=schema, answer_seconds=answer_seconds)
         self.pool = SupabaseTransport(self._client)
+        self.description = f"supabase (REST), key for {role_of(key) or 'a role that it does not tell'}"
 
     def transport(self, *, receipts: bool = False) -> SupabaseTransport:
         """Return a transport; `receipts` for the engine's calls, whose loops repeat by themselves."""
