@@ -90,7 +90,8 @@ begin
         join pg_catalog.pg_class c on c.relname = r.name and c.relkind in ('r', 'v')
             and c.relnamespace in ('queue_worker'::regnamespace, 'queue_worker_data'::regnamespace)
     loop
-        if one.columns is null or one.list is not null then
+        -- A view with the caller's rights wants all that it names, so a part of the columns is for another view.
+        if one.columns is null or (one.list is not null and one.relkind = 'r') then
             execute pg_catalog.format('grant select %s on %s to %I',
                 case when one.columns is not null then '(' || one.list || ')' end, one.name, one.role);
         end if;

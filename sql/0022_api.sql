@@ -674,14 +674,37 @@ call queue_worker_data.allow_view('queue_reader', 'queues');
 call queue_worker_data.allow_view('queue_reader', 'workers');
 call queue_worker_data.allow_view('queue_reader', 'progress');
 call queue_worker_data.allow_view('queue_reader', 'batches');
-call queue_worker_data.allow_view('queue_reader', 'audit', array['audit_id', 'at', 'actor', 'action', 'queue']);
-call queue_worker_data.allow_view('queue_reader', 'dead_letters',
-    array['dead_id', 'queue', 'msg_id', 'attempts', 'reason', 'enqueued_at', 'dead_at', 'redriven_from']);
-call queue_worker_data.allow_view('queue_reader', 'failures',
-    array['failure_id', 'queue', 'msg_id', 'attempt', 'kind', 'retry_at', 'worker', 'failed_at']);
-call queue_worker_data.allow_view('queue_reader', 'schedules',
-    array['name', 'queue', 'cron', 'timezone', 'misfire', 'misfire_limit', 'enabled', 'last_fire_at', 'next_fire_at',
-          'last_msg_id', 'updated_at', 'from_at']);
+-- The same without payloads, headers and error texts, which may quote them: for a reader, who has the rights on these
+-- columns and no other.
+create view queue_worker.dead_letters_redacted with (security_invoker = true) as
+    select dead_id, queue, msg_id, attempts, reason, enqueued_at, dead_at, redriven_from
+    from queue_worker_data.dead_letters;
+create view queue_worker.failures_redacted with (security_invoker = true) as
+    select failure_id, queue, msg_id, attempt, kind, retry_at, worker, failed_at
+    from queue_worker_data.failures;
+create view queue_worker.audit_redacted with (security_invoker = true) as
+    select audit_id, at, actor, action, queue
+    from queue_worker_data.audit;
+create view queue_worker.schedules_redacted with (security_invoker = true) as
+    select name, queue, cron, timezone, misfire, misfire_limit, enabled, last_fire_at, next_fire_at, last_msg_id,
+           updated_at, from_at
+    from queue_worker_data.schedules;
+do $$
+declare
+    shown record;
+begin
+    for shown in
+        select c.relname as name, pg_catalog.regexp_replace(c.relname, '_redacted$', '') as shows,
+               pg_catalog.array_agg(a.attname::text) as columns
+        from pg_catalog.pg_class c join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+        where c.relnamespace = 'queue_worker'::regnamespace and c.relname like '%\_redacted'
+        group by c.relname
+    loop
+        call queue_worker_data.allow_view('queue_reader', shown.name);
+        call queue_worker_data.allow_view('queue_operator', shown.name);
+        call queue_worker_data.allow_view('queue_reader', shown.shows, shown.columns);
+    end loop;
+end $$;
 do $$
 declare
     shown text;
