@@ -20,7 +20,7 @@ from tests.supabase.postgrest import free_port
 
 _CONFIG = """
 [databases]
-* = host={host} port={server_port} user=postgres
+* = host={host} port={server_port} user={user}
 
 [pgbouncer]
 listen_addr = 127.0.0.1
@@ -38,7 +38,7 @@ admin_users = postgres
 class Pooler:
     """One pgbouncer process; `start` and `stop` may be called again and again, its port stays."""
 
-    def __init__(self, url: str, *, size: int = 2, mode: str = "transaction") -> None:
+    def __init__(self, url: str, *, size: int = 2, mode: str = "transaction", user: str = "postgres") -> None:
         program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
         if program is None:
             raise RuntimeError("these tests need pgbouncer: apt install pgbouncer")
@@ -51,6 +51,7 @@ class Pooler:
         self._folder.chmod(0o755)
         self._config = self._folder / "pgbouncer.ini"
         values = {"host": parts["host"], "server_port": parts["port"], "port": self.port, "mode": mode, "size": size}
+        values["user"] = user
         self._config.write_text(_CONFIG.format(**values))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -83,9 +84,9 @@ class Pooler:
 
 
 @contextlib.contextmanager
-def pooler(url: str, *, size: int = 2, mode: str = "transaction") -> Iterator[Pooler]:
-    """Run a pooler before the database `url` while the block runs."""
-    made = Pooler(url, size=size, mode=mode)
+def pooler(url: str, *, size: int = 2, mode: str = "transaction", user: str = "postgres") -> Iterator[Pooler]:
+    """Run a pooler before the database `url` while the block runs; on the server it is `user`."""
+    made = Pooler(url, size=size, mode=mode, user=user)
     try:
         made.start()
         yield made

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from queue_worker.cli import common
 from queue_worker.cli.common import AsJson
 from queue_worker.cli.confirm import Yes, confirmed
+from queue_worker.cli.database import database
 from queue_worker.cli.failure import FAILED, say
 from queue_worker.cli.output import print_json, print_table
 from queue_worker.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from queue_worker.migrate import Status
 
 
 def register(app: typer.Typer) -> None:
@@ -47,8 +51,13 @@ def migrate(
         return
     from queue_worker.opening import conninfo_of
 
+    settings = common.settings()
+    if check and settings.transport == "supabase":
+        with database(settings) as operator:
+            _current(runner.check_through(operator.transport.call))
+        return
     # The share of an embedded server lasts as long as this object.
-    conninfo = conninfo_of(common.settings())
+    conninfo = conninfo_of(settings)
     address = conninfo()
     if uninstall:
         _uninstall(address, yes)
@@ -59,8 +68,13 @@ def migrate(
         return
     if not check:
         runner.up(address, report=lambda line: print(line, flush=True))
-    status = runner.check(address)
-    runner.require(status)
+    _current(runner.check(address))
+
+
+def _current(status: Status) -> None:
+    from queue_worker.migrate import require
+
+    require(status)
     print(f"the schema is at version {status.current}, which is current")
 
 

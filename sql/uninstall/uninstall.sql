@@ -43,6 +43,10 @@ begin
     loop
         begin
             execute pg_catalog.format('drop owned by %I', one.rolname);
+        exception when insufficient_privilege then
+            raise notice 'role % keeps its rights in this database: % may not take them', one.rolname, current_user;
+        end;
+        begin
             execute pg_catalog.format('drop role %I', one.rolname);
         exception when dependent_objects_still_exist or insufficient_privilege or object_in_use then
             raise notice 'role % stays: it is used elsewhere, or belongs to somebody else', one.rolname;

@@ -1,0 +1,286 @@
+"""Installing as people do on Supabase: as somebody who is no superuser, beside what the dashboard made, three ways."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from queue_worker import embedded, migrate_supabase
+from queue_worker.migrate_files import sql_dir
+from queue_worker.migrate_pgmq import bundled
+from tests.blackbox.program import Program
+from tests.pooler import pooler
+from tests.supabase import dashboard
+from tests.supabase.postgrest import prepare_roles
+from tests.supabase.project import project
+
+pytestmark = pytest.mark.full
+
+CLI = Path(__file__).resolve().parents[2] / ".make/npm/node_modules/.bin/supabase"
+
+JOBS = """
+from queue_worker import App, Job
+
+app = App(builtins=False)
+
+@app.processor("email")
+def mail(job: Job[dict]) -> None: ...
+"""
+
+
+class Server:
+    """A server of one test, with the roles of Supabase and none of ours; `login` owns the database `app`."""
+
+    def __init__(self, root: Path) -> None:
+        self._embedded = embedded.ensure(root, settings={"fsync": "off", "max_connections": "60"})
+        self.bin_dir = self._embedded.bin_dir
+        prepare_roles(self._embedded.url)
+        self.admin = psycopg.connect(self._embedded.url, autocommit=True)
+
+    def database(self, login: str = "login", options: str = "createrole createdb bypassrls") -> str:
+        """Make a database whose owner is no superuser, and may what `options` say; returns the owner's URL."""
+        self.admin.execute(f"create role {login} login nosuperuser {options}".encode())
+        self.admin.execute(f"create database app owner {login}".encode())
+        prepare_roles(self.url("postgres"))
+        return self.url(login)
+
+    def url(self, user: str, name: str = "app") -> str:
+        return self._embedded.url.replace("postgres@/postgres?", f"{user}@/{name}?")
+
+    def close(self) -> None:
+        self.admin.close()
+        self._embedded.close()
+
+
+@pytest.fixture
+def server_of_ones_own() -> Iterator[Server]:
+    # Not tmp_path: pytest keeps that under a directory which user nobody cannot enter.
+    folder = Path(tempfile.mkdtemp(prefix="qw-test-")).resolve()
+    folder.chmod(0o755)
+    made = Server(folder / "pg")
+    yield made
+    made.close()
+    embedded.stop(folder / "pg", delete=True)
+    shutil.rmtree(folder)
+
+
+def install_pgmq(url: str) -> None:
+    """As the dashboard does when somebody switches queues on."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(bundled("pgmq.sql").encode())
+
+
+def owners(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "select distinct relowner::regrole::text from pg_class"
+            " where relnamespace = 'pgmq'::regnamespace and relname in ('q_email', 'a_email')"
+        ).fetchall()
+    return {row[0] for row in rows}
+
+
+def works(program: Program) -> None:
+    """A worker handles what is in `email`: what is there already, and what is sent now."""
+    Path("jobs.py").write_text(JOBS)
+    # It makes its queues, or takes over those that are there.
+    program.ok("start", "--app", "jobs:app", "--burst")
+    program.ok("send", "email", '{"n": 2}')
+    program.ok("start", "--app", "jobs:app", "--burst")
+    states = [one for one in program.ok("status", "--json").json["queues"] if one["queue"] == "email"]
+    assert [(one["waiting"], one["running"], one["dead"]) for one in states] == [(0, 0, 0)]
+
+
+def archived(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("select count(*) from pgmq.a_email").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("options", ["createrole createdb bypassrls", "nocreaterole"])
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooler"])
+def test_who_owns_the_database_needs_no_superuser_and_takes_over_the_queue_of_the_dashboard(
+    server_of_ones_own: Server, options: str, pooled: bool
+) -> None:
+    url = server_of_ones_own.database(options=options)
+    install_pgmq(url)
+    with psycopg.connect(url, autocommit=True) as db:
+        dashboard.create_queue(db, "email")
+        db.execute("select pgmq.send('email', '{\"n\": 1}')")
+    if pooled:
+        with pooler(url, user="login") as front:
+            program = Program(DATABASE_URL=front.url, QUEUE_WORKER_POOLER="yes")
+            program.ok("migrate")
+            works(program)
+    else:
+        program = Program(DATABASE_URL=url)
+        program.ok("migrate")
+        works(program)
+    assert archived(server_of_ones_own.url("postgres")) == 2
+    assert owners(url) == {"queue_owner" if "nocreaterole" not in options else "login"}
+    assert Program(DATABASE_URL=url).ok("doctor", "--security").out.endswith("nothing is wrong\n")
+
+
+def test_a_queue_that_belongs_to_somebody_else_is_refused_with_the_line_that_gives_it(
+    server_of_ones_own: Server,
+) -> None:
+    url = server_of_ones_own.database()
+    install_pgmq(url)
+    with psycopg.connect(server_of_ones_own.url("postgres"), autocommit=True) as db:
+        dashboard.create_queue(db, "email")
+        db.execute("select pgmq.send('email', '{\"n\": 1}')")
+    program = Program(DATABASE_URL=url)
+    program.ok("migrate")
+    Path("jobs.py").write_text(JOBS)
+    done = program("start", "--app", "jobs:app", "--burst", QUEUE_WORKER_LOG_LEVEL="ERROR")
+    assert done.code == 78
+    assert "belongs to postgres, and login cannot give it to queue_owner" in done.err
+    # The line that is printed, for whoever may.
+    last = "create_queue('email');"
+    statements = done.err.split("superuser run: ")[1].partition(last)[0] + last
+    with psycopg.connect(server_of_ones_own.url("postgres"), autocommit=True) as db:
+        db.execute(statements.encode())
+    works(program)
+    assert archived(server_of_ones_own.url("postgres")) == 2
+
+
+def supabase(folder: Path, *arguments: str) -> str:
+    """Run the real Supabase CLI in `folder`, without its telemetry and its look for new versions."""
+    environment = {
+        **os.environ,
+        "HOME": str(folder),
+        "SUPABASE_TELEMETRY_DISABLED": "1",
+        "DO_NOT_TRACK": "1",
+        "CI": "1",
+    }
+    done = subprocess.run(
+        [CLI, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def tcp(server: Server, login: str) -> str:
+    """The CLI speaks TCP."""
+    server.admin.execute(f"alter role {login} password 'of-the-tests'".encode())
+    port = psycopg.conninfo.conninfo_to_dict(server.url(login))["port"]
+    return f"postgresql://{login}:of-the-tests@127.0.0.1:{port}/app?sslmode=disable"
+
+
+def test_the_files_for_the_supabase_cli_are_pushed_once_and_an_upgrade_goes_on(
+    server_of_ones_own: Server, tmp_path: Path
+) -> None:
+    url = server_of_ones_own.database()
+    push = ("db", "push", "--db-url", tcp(server_of_ones_own, "login"), "--yes")
+    (tmp_path / "supabase" / "migrations").mkdir(parents=True)
+    (tmp_path / "supabase" / "config.toml").write_text('project_id = "tests"\n')
+    folder = tmp_path / "supabase" / "migrations"
+    (folder / "20200101000000_app.sql").write_text("create table public.orders (id int primary key);\n")
+    # An older version, as somebody installed it before.
+    older = tmp_path / "older"
+    older.mkdir()
+    for path in sorted(sql_dir().glob("*.sql"))[:20]:
+        shutil.copy(path, older)
+    migrate_supabase.write(folder, bundled("pgmq.sql"), source=older)
+    assert "queue_worker_0001" in supabase(tmp_path, *push)
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("select pgmq.create('email'), pgmq.send('email', '{\"n\": 1}')")
+    program = Program(DATABASE_URL=url)
+    assert "lacks" in program("migrate", "--check").err
+    written = program.ok("migrate", "--supabase", str(folder)).out
+    assert written.endswith("now run: supabase db push\n")
+    assert "queue_worker_0021_roles.sql" in written
+    assert "queue_worker_0021" in supabase(tmp_path, *push)
+    assert program.ok("migrate", "--supabase", str(folder)).out == "nothing to write: all files are there\n"
+    assert "up to date" in supabase(tmp_path, *push)
+    program.ok("migrate", "--check")
+    works(program)
+    assert archived(server_of_ones_own.url("postgres")) == 2
+
+
+def test_the_script_for_the_sql_editor_may_be_pasted_twice(server_of_ones_own: Server) -> None:
+    url = server_of_ones_own.database()
+    # Hosted projects offer the extension; this server does not, so it has pgmq from somewhere already.
+    install_pgmq(url)
+    script = Program().ok("migrate", "--print").out
+    for _ in range(2):
+        done = subprocess.run(
+            [server_of_ones_own.bin_dir / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", url],
+            input=script, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    program = Program(DATABASE_URL=url)
+    program.ok("migrate", "--check")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("select pgmq.create('email'), pgmq.send('email', '{\"n\": 1}')")
+    works(program)
+
+
+def test_uninstall_leaves_the_queues_and_migrate_brings_all_back(server_of_ones_own: Server) -> None:
+    url = server_of_ones_own.database()
+    program = Program(DATABASE_URL=url)
+    program.ok("migrate")
+    program.ok("create", "email")
+    program.ok("create", "orders", "--ordered")
+    for _ in range(3):
+        program.ok("send", "email", '{"to": "ann@example.com"}')
+    refused = program("migrate", "--uninstall")
+    assert refused.code == 2
+    assert "--yes" in refused.err
+    done = program.ok("migrate", "--uninstall", "--yes")
+    assert done.out == "the schema is gone; pgmq, its queues and their messages are as they were\n"
+    with psycopg.connect(url, autocommit=True) as db:
+        left = db.execute("select nspname from pg_namespace where nspname like 'queue_worker%'").fetchall()
+        roles = db.execute("select rolname from pg_roles where rolname like 'queue\\_%'").fetchall()
+        assert (left, roles) == ([], [])
+        assert db.execute("select count(*) from pgmq.read('email', 0, 10)").fetchone() == (3,)
+        assert db.execute("select pgmq.send('orders', '{}')").fetchone() == (1,)
+        db.execute("select pgmq.archive('email', 1)")
+    program.ok("migrate")
+    works(program)
+    assert archived(server_of_ones_own.url("postgres")) == 4
+
+
+def test_what_rest_cannot_install_is_one_line_that_names_the_ways(dsn: str) -> None:
+    with project(dsn) as made:
+        program = Program(SUPABASE_URL=made.url, SUPABASE_SERVICE_ROLE_KEY=made.service_key)
+        for option in ([], ["--dry-run"], ["--uninstall", "--yes"]):
+            done = program("migrate", *option)
+            assert done.code == 78
+            assert "`queue-worker migrate --print`" in done.line
+            assert "`migrate --supabase DIR`" in done.line
+        assert program.ok("migrate", "--check").out.endswith("which is current\n")
+
+
+def test_a_schema_that_is_not_exposed_stops_the_start_with_the_place_to_do_it(dsn: str) -> None:
+    with project(dsn, schemas="public") as made:
+        program = Program(SUPABASE_URL=made.url, SUPABASE_SERVICE_ROLE_KEY=made.service_key)
+        for command in (["start"], ["status"], ["doctor"]):
+            done = program(*command, QUEUE_WORKER_LOG_LEVEL="ERROR")
+            assert done.code == (78 if command == ["start"] else 1)
+            assert "Project Settings > Data API > Exposed schemas (self-hosted: PGRST_DB_SCHEMAS" in done.err
+
+
+@pytest.mark.parametrize("key", ["anon", "publishable"])
+def test_a_key_for_browsers_is_refused_before_anything_is_asked(dsn: str, key: str) -> None:
+    with project(dsn) as made:
+        given = made.anon_key if key == "anon" else "sb_publishable_abcdefgh"
+        before = made.gateway.requests
+        done = Program(SUPABASE_URL=made.url, SUPABASE_SERVICE_ROLE_KEY=given)("start")
+        assert done.code == 78
+        assert f"SUPABASE_SERVICE_ROLE_KEY holds a key for browsers ({key})" in done.line
+        assert given not in done.err
+        assert made.gateway.requests == before
