@@ -12,6 +12,7 @@ from queue_worker import migrate
 from queue_worker._version import __version__
 from queue_worker.errors import SchemaError
 from queue_worker.migrate_files import BOOTSTRAP, Migration, read_migrations
+from queue_worker.schema_name import renamed
 from queue_worker.transport import Database, Transport
 
 _FUNCTION = re.compile(
@@ -92,5 +93,6 @@ def bodies(migrations: Iterable[Migration]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for text in (BOOTSTRAP, *(migration.text for migration in migrations)):
         for name, body in _FUNCTION.findall(text):
-            found.setdefault(name, set()).add(hashlib.md5(body.encode(), usedforsecurity=False).hexdigest())
+            known = hashlib.md5(renamed(body).encode(), usedforsecurity=False).hexdigest()
+            found.setdefault(name, set()).add(known)
     return found
