@@ -24,7 +24,7 @@ from tests.stages import Stage
 from tests.worker.kit import app_of
 from tests.worker.processes import Zygote
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 Meddle = Callable[[str, Mapping[str, Any]], None]
 
