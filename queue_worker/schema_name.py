@@ -6,6 +6,7 @@ goes by it: functions, tables, the channel of NOTIFY, the worker's role. Queues 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,7 +19,9 @@ FORM = r"[a-z_][a-z0-9_]{0,40}"
 # As a whole word, also with `_data` behind it; `queue_worker_wake` and the like are other names. %s: inside a format.
 _WORD = re.compile(r"(?:(?<!\w)|(?<=%s))queue(\\?)_worker(?=(?:_data)?(?!\w))")
 
-_name = USUAL
+# The settings say it too, and check it; a producer that brings its own connection does not read them.
+_given = os.environ.get("QUEUE_WORKER_SCHEMA", "")
+_name = _given if re.fullmatch(FORM, _given) else USUAL
 
 
 def use(name: str) -> None:

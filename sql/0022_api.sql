@@ -685,7 +685,8 @@ call queue_worker_data.allow('queue_reader', array[
     'queue_states', 'running_progress', 'list_progress']);
 call queue_worker_data.allow('queue_operator', array[
     'send', 'send_batch', 'create_queue', 'is_equipped', 'is_ours', 'owner', 'make_queue', 'take_over',
-    'check_queue_name', 'check_environment', 'drop_queue', 'pause', 'resume', 'purge', 'purge_subject', 'set_rate_limit', 'set_concurrency',
+    'check_queue_name', 'check_environment', 'drop_queue', 'pause', 'resume', 'purge', 'purge_subject',
+    'set_rate_limit', 'set_concurrency',
     'limits', 'close_breaker', 'prune', 'prune_shared', 'message', 'messages', 'archived', 'cancel', 'complete',
     'redrive', 'discard', 'edit_dead', 'list_dead', 'list_queues', 'list_workers', 'list_audit', 'result',
     'list_progress', 'schedule', 'unschedule', 'run_schedule', 'pause_schedule', 'resume_schedule', 'list_schedules',

@@ -53,11 +53,13 @@ language sql stable set search_path = '' as $$
         from seen join t using (oid) where t.schema = 'pgmq' and not t.secured
     union all
     select '0023 sensitive_columns_exposed', seen.name,
-           pg_catalog.format('shows column %s to %s', pg_catalog.string_agg(a.attname, ', ' order by a.attnum), seen.outsider),
+           pg_catalog.format('shows column %s to %s', pg_catalog.string_agg(a.attname, ', ' order by a.attnum),
+               seen.outsider),
            pg_catalog.format('revoke all on table %s from %s;', seen.name, seen.outsider)
         from seen join pg_catalog.pg_attribute a on a.attrelid = seen.oid and a.attnum > 0 and not a.attisdropped
         where not seen.secured and seen.schema = any (lint_tables.exposed)
-          and a.attname ~* '(^|_)(password|passwd|secret|token|jwt|api_?key|private_key|ssn|iban|card_number|cvc|otp|message|payload)$'
+          and a.attname ~* ('(^|_)(password|passwd|secret|token|jwt|api_?key|private_key|ssn|iban|card_number|cvc|otp'
+                            '|message|payload)$')
         group by seen.name, seen.outsider
     union all
     select '0024 permissive_rls_policy', t.name,

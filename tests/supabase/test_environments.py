@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,22 @@ def test_nothing_crosses(two: tuple[Program, Program], db: psycopg.Connection[An
     for program in two:
         assert program.ok("doctor", "--json").json["findings"] == []
         assert program.ok("doctor", "--security").out.endswith("nothing is wrong\n")
+
+
+def test_a_producer_with_its_own_connection_sends_there(two: tuple[Program, Program], dsn: str) -> None:
+    _, staging = two
+    script = """
+import sys
+import psycopg
+from queue_worker import Queue
+with psycopg.connect(sys.argv[1]) as connection:
+    print(Queue("staging-mail").send({"n": 1}, connection=connection))
+"""
+    environment = staging.environment()
+    del environment["DATABASE_URL"]
+    done = subprocess.run([sys.executable, "-c", script, dsn], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert staging.ok("show", "staging-mail", "1", "--json").json
 
 
 def test_a_queue_has_one_environment(two: tuple[Program, Program]) -> None:
