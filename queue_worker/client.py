@@ -14,6 +14,7 @@ from queue_worker.durations import Duration, seconds, whole_seconds
 from queue_worker.errors import CallRefused, JobFailed, QueueNotFound, UsageError
 from queue_worker.ledger import UnknownPolicy, call_once
 from queue_worker.processor import Processor
+from queue_worker.schema_name import renamed
 from queue_worker.sending import Outgoing, SendOptions, payload_of, sql_options, to_json_data
 from queue_worker.source import Source, mistake
 from queue_worker.sqlstates import UNDEFINED_TABLE
@@ -163,9 +164,8 @@ class Queue:
             return self._fetcher.fetch(self.source.transport(), count, held)
         except CallRefused as error:
             if error.sqlstate == UNDEFINED_TABLE:
-                raise QueueNotFound(
-                    f"queue \"{self.name}\" does not exist (select queue_worker.create_queue('{self.name}');)"
-                ) from None
+                statement = renamed(f"select queue_worker.create_queue('{self.name}');")
+                raise QueueNotFound(f'queue "{self.name}" does not exist ({statement})') from None
             raise mistake(error) from None
 
 

@@ -88,7 +88,6 @@ class Fields(BaseSettings):
         "QUEUE_WORKER_SCHEMA",
         schema_name.USUAL,
         "Schema of ours, another one for a second environment in the same database",
-        pattern=rf"^{schema_name.FORM}$",
     )
     embedded: bool = Field(False, description="Use the embedded Postgres under the state folder")
     pooler: Literal["auto", "yes", "no"] = Field(
@@ -205,6 +204,13 @@ class Fields(BaseSettings):
     @classmethod
     def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
         return SecretStr(check_postgres_url(value.get_secret_value().strip())) if value else None
+
+    @field_validator("db_schema")
+    @classmethod
+    def _schema(cls, value: str) -> str:
+        if not schema_name.fits(value):
+            raise ValueError(schema_name.RULE)
+        return value
 
     @field_validator("supabase_url", "stripe_api_base", "resend_api_base")
     @classmethod

@@ -17,9 +17,9 @@ from psycopg.rows import class_row
 from queue_worker import migrate_pgmq
 from queue_worker._version import __version__
 from queue_worker.errors import CallRefused, SchemaError
-from queue_worker.migrate_files import BOOTSTRAP, Migration, parse_version, read_migrations, script, sql_dir
+from queue_worker.migrate_files import Migration, bootstrap, parse_version, read_migrations, script, sql_dir
 from queue_worker.migrate_session import LOCK_TIMEOUT, Connection, session
-from queue_worker.schema_name import USUAL, current, renamed
+from queue_worker.schema_name import renamed
 from queue_worker.transport import Rows
 
 __all__ = ["Applied", "Status", "check", "check_through", "dry_run", "print_sql", "require", "sql_dir", "up"]
@@ -192,20 +192,9 @@ def _prepare(connection: Connection) -> list[str]:
     done = [line] if (line := migrate_pgmq.install(connection)) else []
     base = _base(connection)
     if not (base.has_table and base.has_function):
-        _refuse_login(connection)
-        connection.execute(renamed(BOOTSTRAP).encode())
+        connection.execute(renamed(bootstrap()).encode())
         done.append(renamed("create the schemas queue_worker and queue_worker_data"))
     return done
-
-
-def _refuse_login(connection: Connection) -> None:
-    """Raise SchemaError where the worker's role, which is called like the schema, is somebody's login already."""
-    found = connection.execute("select from pg_catalog.pg_roles where rolname = %s and rolcanlogin", [current()])
-    if current() != USUAL and found.fetchone() is not None:
-        raise SchemaError(
-            f"QUEUE_WORKER_SCHEMA={current()}: the worker's role is called like the schema, and a login has that name:"
-            " choose another one"
-        )
 
 
 def _application(migration: Migration, migrations: Sequence[Migration]) -> Callable[[Connection], Applied | None]:

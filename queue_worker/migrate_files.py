@@ -13,6 +13,7 @@ from pathlib import Path
 
 from queue_worker._version import __version__
 from queue_worker.errors import SchemaError
+from queue_worker.schema_name import USUAL, current
 
 LOCK = 0x71756575655F776B
 """Key of the advisory lock that every runner takes first: the bytes of `queue_wk`."""
@@ -49,6 +50,36 @@ begin
         execute pg_catalog.format('revoke all on function queue_worker.schema_version() from %I', outsider);
         execute pg_catalog.format('revoke all on table queue_worker_data.migrations from %I', outsider);
     end loop;
+end $$;
+"""
+
+NAME_GUARD = """\
+-- A name that was chosen may be taken: what is somebody else's is neither used nor given away.
+do $$
+declare
+    taken text;
+begin
+    if exists (select from pg_catalog.pg_get_keywords() k
+               where k.word = 'queue_worker' and k.catcode in ('R', 'T')) then
+        raise exception 'queue_worker is a word of SQL: choose another QUEUE_WORKER_SCHEMA' using errcode = '42939';
+    end if;
+    if exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+               where n.nspname = 'queue_worker_data' and c.relname = 'migrations') then
+        return;
+    end if;
+    select x.name into taken from (
+        select 'schema ' || n.nspname as name from pg_catalog.pg_namespace n
+            where n.nspname in ('queue_worker', 'queue_worker_data')
+        union all
+        -- One that an environment of this name has made, in this database or in another one, says so.
+        select 'role ' || r.rolname from pg_catalog.pg_roles r
+            where r.rolname in ('queue_worker', 'queue_owner', 'queue_producer', 'queue_reader', 'queue_operator')
+              and pg_catalog.shobj_description(r.oid, 'pg_authid') is distinct from 'made for schema queue_worker'
+    ) x order by x.name desc limit 1;
+    if taken is not null then
+        raise exception '% is there already, and was not made for this: choose another QUEUE_WORKER_SCHEMA', taken
+            using errcode = '42939';
+    end if;
 end $$;
 """
 
@@ -131,13 +162,18 @@ def parse_version(version: str) -> tuple[int, int, int]:
     return int(numbers[1]), int(numbers[2]), int(numbers[3] or 0)
 
 
+def bootstrap() -> str:
+    """Return the SQL of the schemas and the table of migrations; a chosen name is checked before it is taken."""
+    return BOOTSTRAP if current() == USUAL else f"{NAME_GUARD}\n{BOOTSTRAP}"
+
+
 def script(migrations: list[Migration]) -> str:
     """Return one SQL script that does what `queue-worker migrate` does; running it again changes nothing.
 
     It is for people who have an SQL editor only, so pgmq must come from the server: the SQL of the package `pgmq`
     is not part of it.
     """
-    parts = [_HEAD.format(version=__version__, lock=LOCK, minimum=PGMQ_MINIMUM), BOOTSTRAP]
+    parts = [_HEAD.format(version=__version__, lock=LOCK, minimum=PGMQ_MINIMUM), bootstrap()]
     before = 0
     for migration in migrations:
         parts.append(_guarded(migration, before))
@@ -155,7 +191,7 @@ def setup_script(pgmq_sql: str) -> str:
     block = _PGMQ.format(minimum=PGMQ_MINIMUM, body=body, text=pgmq_sql)
     outer = _tag("pgmq", block)
     head = "-- queue_worker: pgmq, and the schemas. Running it again changes nothing."
-    return f"{head}\n\ndo {outer}\n{block}{outer};\n\n{BOOTSTRAP}"
+    return f"{head}\n\ndo {outer}\n{block}{outer};\n\n{bootstrap()}"
 
 
 def single_script(migration: Migration, before: int) -> str:

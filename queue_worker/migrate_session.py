@@ -132,6 +132,8 @@ def _explain(error: psycopg.Error, what: str, text: str = "", secret: str = "") 
         )
     if text and error.diag.statement_position:
         what = f"{what}, line {text.count(chr(10), 0, int(error.diag.statement_position) - 1) + 1}"
+    if isinstance(error, psycopg.errors.ReservedName):
+        return SchemaError(f"{line} ({error.diag.message_hint})" if error.diag.message_hint else line)
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return SchemaError(f"{what}: {line}; use the role that owns the database")
     return CallRefused(f"{what}: {line}", code)

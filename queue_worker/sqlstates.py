@@ -4,6 +4,7 @@ from __future__ import annotations
 
 UNDEFINED_TABLE = "42P01"
 READ_ONLY = "25006"
+OTHER_ENVIRONMENT = "42P06"  # of SQL check_environment
 
 _SERVER = ("08", "53", "57P0", "58", READ_ONLY)
 _CONFLICT = ("40001", "40P01")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from queue_worker import events, migrate
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable
 from queue_worker.pauses import Backoff
+from queue_worker.schema_name import renamed
+from queue_worker.sqlstates import OTHER_ENVIRONMENT
 from queue_worker.transport import Database, Transport
 from queue_worker.transport.rest_errors import SETTINGS
 
@@ -64,19 +66,15 @@ def prepare(
     return False
 
 
-_OTHER_ENVIRONMENT = "42P06"
-"""What SQL `check_environment` raises."""
-
-
 def _make_queue(transport: Transport, queue: str, ordered: bool) -> None:
     try:
         transport.call("queue_worker.create_queue", {"queue": queue, "ordered": ordered})
     except CallRefused as error:
-        if error.sqlstate == _OTHER_ENVIRONMENT:
+        if error.sqlstate == OTHER_ENVIRONMENT:
             raise ConfigError(str(error)) from None
         if error.sqlstate not in _NEEDS_A_PERSON:
             raise TransportUnavailable(f"queue {queue!r} cannot be made now: {error}") from None
+        statement = f"select queue_worker.create_queue('{queue}'{', ordered => true' if ordered else ''});"
         raise ConfigError(
-            f"queue {queue!r} cannot be made ({error}); let an administrator run:"
-            f" select queue_worker.create_queue('{queue}'{', ordered => true' if ordered else ''});"
+            f"queue {queue!r} cannot be made ({error}); let an administrator run: {renamed(statement)}"
         ) from None

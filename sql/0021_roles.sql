@@ -18,6 +18,8 @@ begin
         if not exists (select from pg_catalog.pg_roles r where r.rolname = wanted) then
             begin
                 execute pg_catalog.format('create role %I nologin', wanted);
+                -- What a second environment looks for before it takes a name; see docs/supabase.md.
+                execute pg_catalog.format('comment on role %I is %L', wanted, 'made for schema queue_worker');
             exception
                 when duplicate_object or unique_violation then
                     -- Roles belong to the whole server: a migration of another database was quicker.
@@ -131,6 +133,32 @@ begin
     end loop;
 end $$;
 
+-- The schema of another environment that a queue belongs to, or null: schema pgmq holds the queues of all of them. Whose
+-- function the queue's trigger calls says whose it is.
+create function queue_worker_data.other_environment(queue text) returns text
+language sql stable set search_path = '' as $$
+    select pg_catalog.regexp_replace(n.nspname, '_data$', '')
+    from pg_catalog.pg_class c
+    join pg_catalog.pg_trigger g on g.tgrelid = c.oid and g.tgname = 'queue_worker_wake'
+    join pg_catalog.pg_proc p on p.oid = g.tgfoid
+    join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    where c.relnamespace = 'pgmq'::regnamespace and c.relname = 'q_' || pg_catalog.lower(other_environment.queue)
+      and n.nspname <> 'queue_worker_data';
+$$;
+
+-- Raises where a queue belongs to another environment in this database. Two kinds of workers must not share the receipts
+-- of one queue.
+create function queue_worker_data.check_environment(queue text) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+    other constant text := queue_worker_data.other_environment(check_environment.queue);
+begin
+    if other is not null then
+        raise exception 'queue "%" belongs to the environment of schema %', check_environment.queue, other
+            using errcode = '42P06', hint = 'A queue has one environment: choose another name, or drop it there.';
+    end if;
+end $$;
+
 -- Gives the tables of a queue to the owner: its functions read a table of somebody else with row level security as
 -- empty. Raises 42501 where the caller may not.
 create function queue_worker_data.take_over(queue text) returns void
@@ -141,6 +169,7 @@ declare
     one record;
     outsider text;
 begin
+    perform queue_worker_data.check_environment(take_over.queue);
     for one in
         select c.oid, c.relname, c.relowner, c.relrowsecurity, pg_catalog.format('pgmq.%I', c.relname) as name
         from pg_catalog.pg_class c
@@ -272,6 +301,7 @@ end $$;
 do $$
 declare
     owner name := current_user;
+    other text;
     one record;
 begin
     if exists (select from pg_catalog.pg_roles r where r.rolname = 'queue_owner')
@@ -286,6 +316,16 @@ begin
         loop
             execute pg_catalog.format('grant select, insert, update, delete on %s to queue_owner', one.name);
         end loop;
+    end if;
+    -- One owner for two environments could read and drop the queues of both.
+    select pg_catalog.regexp_replace(n.nspname, '_data$', '') into other
+        from pg_catalog.pg_namespace n join pg_catalog.pg_proc p on p.pronamespace = n.oid
+        where p.proname = 'other_environment' and n.nspname <> 'queue_worker_data'
+          and pg_catalog.pg_get_userbyid(n.nspowner) = owner
+        limit 1;
+    if other is not null then
+        raise exception 'schema % belongs to % too: a second environment in one database needs roles of its own', other,
+            owner using errcode = '42939', hint = 'Migrate as a role that may create roles.';
     end if;
     execute pg_catalog.format('alter schema queue_worker owner to %I', owner);
     execute pg_catalog.format('alter schema queue_worker_data owner to %I', owner);

@@ -91,6 +91,7 @@ $$;
 
 create function queue_worker.drop_queue(queue text) returns void
 language sql set search_path = '' as $$
+    select queue_worker_data.check_environment(drop_queue.queue);
     select queue_worker_data.drop_queue(drop_queue.queue);
 $$;
 create function queue_worker.pause(queue text, reason text default null) returns void
@@ -148,11 +149,13 @@ $$;
 
 create function queue_worker.message(queue text, msg_id bigint) returns setof queue_worker_data.message_state
 language sql stable set search_path = '' as $$
+    select queue_worker_data.check_environment(message.queue);
     select * from queue_worker_data.message(message.queue, message.msg_id);
 $$;
 create function queue_worker.messages(queue text, max_count int default 100, state text default null, newest boolean
     default false, contains jsonb default null) returns setof queue_worker_data.live_message
 language sql stable set search_path = '' as $$
+    select queue_worker_data.check_environment(messages.queue);
     select * from queue_worker_data.messages(messages.queue, messages.max_count, messages.state, messages.newest,
         messages.contains);
 $$;
@@ -161,6 +164,7 @@ create function queue_worker.archived(queue text, max_count int default 100, con
 returns table (msg_id bigint, archived_at timestamptz, enqueued_at timestamptz, payload jsonb, headers jsonb, state
     text)
 language sql stable set search_path = '' as $$
+    select queue_worker_data.check_environment(archived.queue);
     select * from queue_worker_data.archived(archived.queue, archived.max_count, archived.contains,
         archived.since);
 $$;
@@ -434,6 +438,7 @@ create function queue_worker_data.check_ours(queue text) returns void
 language plpgsql stable set search_path = '' as $$
 begin
     if not queue_worker_data.is_ours(check_ours.queue) then
+        perform queue_worker_data.check_environment(check_ours.queue);
         raise exception 'queue "%": its tables do not belong to %, who would see them as empty', check_ours.queue,
             queue_worker_data.owner()
             using errcode = '42501',
@@ -477,7 +482,8 @@ exception when insufficient_privilege then
         into foreign_tables
         from pg_catalog.pg_class c
         where c.relnamespace = 'pgmq'::regnamespace and c.relkind in ('r', 'p') and c.relname ~ '^[qa]_'
-          and pg_catalog.pg_get_userbyid(c.relowner) <> queue_worker_data.owner();
+          and pg_catalog.pg_get_userbyid(c.relowner) <> queue_worker_data.owner()
+          and queue_worker_data.other_environment(substr(c.relname, 3)) is null;
     if foreign_tables is null then
         raise;
     end if;
@@ -532,27 +538,6 @@ begin
         on conflict (queue) do update set ordered = true where make_queue.ordered and not q.ordered;
 end $$;
 
--- Raises where the queue belongs to another environment in this database: a schema of ours by another name, whose trigger
--- the table has. Two kinds of workers must not share the receipts of one queue.
-create function queue_worker_data.check_environment(queue text) returns void
-language plpgsql stable set search_path = '' as $$
-declare
-    other constant text := (
-        select n.nspname from pg_catalog.pg_trigger g
-        join pg_catalog.pg_proc f on f.oid = g.tgfoid
-        join pg_catalog.pg_namespace n on n.oid = f.pronamespace
-        join pg_catalog.pg_class c on c.oid = g.tgrelid
-        join pg_catalog.pg_namespace p on p.oid = c.relnamespace
-        where p.nspname = 'pgmq' and c.relname = 'q_' || check_environment.queue
-          and g.tgname = 'queue_worker_wake' and n.nspname <> 'queue_worker_data');
-begin
-    if other is not null then
-        raise exception 'queue "%" belongs to the environment of schema %', check_environment.queue,
-            pg_catalog.regexp_replace(other, '_data$', '') using errcode = '42P06',
-            hint = 'A queue has one environment: choose another name, or drop it there.';
-    end if;
-end $$;
-
 -- Makes a queue, or takes over one that pgmq or Supabase's dashboard made: its tables then belong to the owner of schema
 -- queue_worker. SECURITY INVOKER: only their owner can give them away.
 create function queue_worker.create_queue(queue text, ordered boolean default false) returns void
@@ -565,7 +550,6 @@ begin
         raise exception 'queue "%": partitioned queues are not available in this version', create_queue.queue
             using errcode = '0A000';
     end if;
-    perform queue_worker_data.check_environment(create_queue.queue);
     if queue_worker_data.is_equipped(create_queue.queue, create_queue.ordered) then
         return;
     end if;
@@ -588,6 +572,7 @@ begin
            and c.relname in ('q_' || pg_catalog.lower(m.queue_name), 'a_' || pg_catalog.lower(m.queue_name))
         where exists (select from pg_catalog.pg_options_to_table(c.reloptions) o
                       where o.option_name = 'autovacuum_enabled' and not o.option_value::boolean)
+          and queue_worker_data.other_environment(m.queue_name::text) is null
         order by m.queue_name, c.relname;
     return query select 'vacuum', m.queue_name::text,
             pg_catalog.format('pgmq.%s has %s dead rows and %s live ones', s.relname, s.n_dead_tup, s.n_live_tup),
@@ -596,6 +581,7 @@ begin
             on s.schemaname = 'pgmq'
            and s.relname in ('q_' || pg_catalog.lower(m.queue_name), 'a_' || pg_catalog.lower(m.queue_name))
         where s.n_dead_tup > dead_rows and s.n_dead_tup > s.n_live_tup
+          and queue_worker_data.other_environment(m.queue_name::text) is null
         order by m.queue_name, s.relname;
     return query select 'queue', q.queue,
             pg_catalog.format('its tables do not belong to %s: workers would see it as empty', queue_worker_data.owner()),
@@ -678,14 +664,14 @@ call queue_worker_data.allow('queue_worker', array[
     'once_finish', 'mail_reserve', 'mail_record', 'payment', 'payment_reserve', 'payment_finish', 'payment_unknown',
     'settle_payment', 'sandbox_act', 'sandbox_charge', 'sandbox_find', 'run_report', 'message', 'list_queues',
     'list_workers', 'limits', 'list_functions', 'diagnose', 'diagnose_tables', 'schema_version', 'check_queue_name',
-    'check_environment', 'is_ours', 'owner']);
+    'check_environment', 'other_environment', 'is_ours', 'owner']);
 call queue_worker_data.allow('queue_producer', array['send', 'send_batch', 'schema_version']);
 call queue_worker_data.allow('queue_reader', array[
     'list_queues', 'list_workers', 'limits', 'list_functions', 'diagnose', 'diagnose_tables', 'schema_version',
-    'queue_states', 'running_progress', 'list_progress']);
+    'queue_states', 'running_progress', 'list_progress', 'other_environment']);
 call queue_worker_data.allow('queue_operator', array[
     'send', 'send_batch', 'create_queue', 'is_equipped', 'is_ours', 'owner', 'make_queue', 'take_over',
-    'check_queue_name', 'check_environment', 'drop_queue', 'pause', 'resume', 'purge', 'purge_subject',
+    'check_queue_name', 'check_environment', 'other_environment', 'drop_queue', 'pause', 'resume', 'purge', 'purge_subject',
     'set_rate_limit', 'set_concurrency',
     'limits', 'close_breaker', 'prune', 'prune_shared', 'message', 'messages', 'archived', 'cancel', 'complete',
     'redrive', 'discard', 'edit_dead', 'list_dead', 'list_queues', 'list_workers', 'list_audit', 'result',

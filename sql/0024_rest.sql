@@ -280,7 +280,7 @@ begin
         end if;
     end if;
     statement := queue_worker_data.call_statement(queue_worker_data.callable(function, arguments), arguments);
-    if function not like 'queue\_worker.%' then
+    if not pg_catalog.starts_with(function, 'queue_worker.') then
         -- A function of the user gets the search_path that a plain call would have had; it ends with this function.
         perform pg_catalog.set_config('search_path', s.reset_val, true)
             from pg_catalog.pg_settings s where s.name = 'search_path';

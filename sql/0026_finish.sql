@@ -27,7 +27,7 @@ begin
     for one in select c.one from pg_catalog.jsonb_array_elements(calls) with ordinality c (one, n) order by c.n loop
         given := coalesce(one -> 'arguments', '{}');
         statement := queue_worker_data.call_statement(queue_worker_data.callable(one ->> 'function', given), given);
-        if one ->> 'function' not like 'queue\_worker.%' then
+        if not pg_catalog.starts_with(one ->> 'function', 'queue_worker.') then
             -- See queue_worker.call.
             perform pg_catalog.set_config('search_path', s.reset_val, true)
                 from pg_catalog.pg_settings s where s.name = 'search_path';

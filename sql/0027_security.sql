@@ -18,7 +18,9 @@ language sql stable set search_path = '' as $$
                                          where c.relname in ('q_' || q.queue, 'a_' || q.queue))
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'p')
-      and (n.nspname = any (linted_tables.schemas) or (n.nspname = 'pgmq' and c.relname ~ '^[qa]_'));
+      and (n.nspname = any (linted_tables.schemas)
+           or (n.nspname = 'pgmq' and c.relname ~ '^[qa]_'
+               and queue_worker_data.other_environment(substr(c.relname, 3)) is null));
 $$;
 
 -- Tables and their policies. `exposed`: the schemas of the API.
@@ -259,7 +261,7 @@ declare
     role text;
 begin
     foreach role in array array['queue_worker', 'queue_reader', 'queue_operator'] loop
-        call queue_worker_data.allow(role, array['about', 'actor', 'owner', 'security', 'outsiders', 'linted_tables',
+        call queue_worker_data.allow(role, array['about', 'actor', 'owner', 'security', 'other_environment', 'outsiders', 'linted_tables',
             'lint_tables', 'lint_indexes', 'lint_code', 'lint_rights', 'exposed_schemas', 'api_settings']);
         call queue_worker_data.allow_view(role, 'queues');
         call queue_worker_data.allow_view(role, 'producers');

@@ -10,7 +10,7 @@ from typing import Any
 from queue_worker.cli.values import queue_name
 from queue_worker.config import Settings
 from queue_worker.errors import CallRefused, QueueNotFound
-from queue_worker.sqlstates import UNDEFINED_TABLE
+from queue_worker.sqlstates import OTHER_ENVIRONMENT, UNDEFINED_TABLE
 from queue_worker.transport import Transport
 
 
@@ -43,12 +43,21 @@ class Operator:
         rows = {row["queue"]: row for row in self.call("list_queues")}
         if name in rows:
             return rows[name]
+        self._check_environment(name)
         near = get_close_matches(name, rows, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         there = ", ".join(rows) if rows else "none"
         raise QueueNotFound(
             f"queue {name!r} does not exist; {hint}queues here: {there}; `queue-worker create {name}` makes it"
         )
+
+    def _check_environment(self, name: str) -> None:
+        """Raise CallRefused with the line of the database if another environment has the queue: lists leave it out."""
+        try:
+            self.transport.call("queue_worker.message", {"queue": name, "msg_id": 0})
+        except CallRefused as error:
+            if error.sqlstate == OTHER_ENVIRONMENT:
+                raise
 
 
 @contextmanager

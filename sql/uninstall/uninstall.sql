@@ -14,6 +14,13 @@ begin
         from pg_catalog.pg_class c
         where c.relnamespace = 'pgmq'::regnamespace and c.relkind in ('r', 'p')
           and exists (select from queue_worker_data.queues q where c.relname in ('q_' || q.queue, 'a_' || q.queue))
+          -- A queue that was dropped by hand may be another environment's by now.
+          and not exists (
+              select from pg_catalog.pg_class q
+              join pg_catalog.pg_trigger g on g.tgrelid = q.oid and g.tgname = 'queue_worker_wake'
+              join pg_catalog.pg_proc p on p.oid = g.tgfoid
+              where q.relnamespace = c.relnamespace and q.relname = 'q_' || pg_catalog.substr(c.relname, 3)
+                and p.pronamespace <> 'queue_worker_data'::regnamespace)
     loop
         for part in
             select pg_catalog.format('drop trigger %I on %s', g.tgname, one.name) as command
@@ -41,13 +48,10 @@ begin
     for one in
         select r.rolname from pg_catalog.pg_roles r
         where r.rolname in ('queue_worker', 'queue_producer', 'queue_reader', 'queue_operator', 'queue_owner')
-          -- Another environment in this database shares all but the worker's role.
-          and (r.rolname = 'queue_worker' or not exists (
-              select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-              where c.relname = 'migrations' and n.nspname like '%\_data'
-                and exists (select from pg_catalog.pg_proc p where p.pronamespace = n.oid and p.proname = 'take_over')))
     loop
         begin
+            -- Only rights are dropped: what somebody made as this role is kept.
+            execute pg_catalog.format('reassign owned by %I to %I', one.rolname, heir);
             execute pg_catalog.format('drop owned by %I', one.rolname);
         exception when insufficient_privilege then
             raise notice 'role % keeps its rights in this database: % may not take them', one.rolname, current_user;

@@ -141,7 +141,7 @@ def test_a_login_of_that_name_is_not_made_the_workers_role(empty_dsn: str) -> No
         db.execute("create role an_app login")
         done = Program(DATABASE_URL=empty_dsn, QUEUE_WORKER_SCHEMA="an_app")("migrate")
         assert done.code == 78
-        assert "QUEUE_WORKER_SCHEMA=an_app: the worker's role is called like the schema" in done.err
+        assert "role an_app is there already, and was not made for this: choose another QUEUE_WORKER_SCHEMA" in done.err
         assert db.execute("select to_regnamespace('an_app')").fetchone() == (None,)
         db.execute("drop role an_app")
 
@@ -151,9 +151,10 @@ def test_all_that_is_printed_has_the_other_name() -> None:
     assert "create schema if not exists staging_data;" in text
     for word in ("queue_worker.", "queue_worker_data", "'queue_worker'"):
         assert word not in text
-    # What is shared keeps its name.
+    # Triggers are named within their table, so these keep their names.
     assert "queue_worker_wake" in text
-    assert "queue_owner" in text
+    assert "'staging_owner'" in text
+    assert "queue_owner" not in text
 
 
 def test_the_usual_name_changes_nothing() -> None:
