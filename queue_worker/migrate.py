@@ -17,9 +17,9 @@ from psycopg.rows import class_row
 from queue_worker import migrate_pgmq
 from queue_worker._version import __version__
 from queue_worker.errors import CallRefused, SchemaError
-from queue_worker.migrate_files import Migration, bootstrap, parse_version, read_migrations, script, sql_dir
+from queue_worker.migrate_files import BOOTSTRAP, NAME_GUARD, Migration, parse_version, read_migrations, script, sql_dir
 from queue_worker.migrate_session import LOCK_TIMEOUT, Connection, session
-from queue_worker.schema_name import renamed
+from queue_worker.schema_name import USUAL, current, renamed
 from queue_worker.transport import Rows
 
 __all__ = ["Applied", "Status", "check", "check_through", "dry_run", "print_sql", "require", "sql_dir", "up"]
@@ -192,7 +192,10 @@ def _prepare(connection: Connection) -> list[str]:
     done = [line] if (line := migrate_pgmq.install(connection)) else []
     base = _base(connection)
     if not (base.has_table and base.has_function):
-        connection.execute(renamed(bootstrap()).encode())
+        if current() != USUAL:
+            # By itself: with a word of SQL as the name, the rest cannot even be parsed.
+            connection.execute(renamed(NAME_GUARD).encode())
+        connection.execute(renamed(BOOTSTRAP).encode())
         done.append(renamed("create the schemas queue_worker and queue_worker_data"))
     return done
 
