@@ -26,6 +26,7 @@ from queue_worker.config_sources import variables
 from queue_worker.demo_results import Results, collect, progress_of
 from queue_worker.demo_smtp import CaptureServer
 from queue_worker.errors import QueueWorkerError, UsageError
+from queue_worker.schema_name import USUAL, use
 from queue_worker.transport.postgres import connect
 
 _LIMIT = 60.0
@@ -110,6 +111,8 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 def _play(folder: Path, server: embedded.EmbeddedServer, smtp: CaptureServer, screen: Screen, reach: Reach) -> Results:
     """Set everything up, let the worker work, stop it, and read back what happened."""
+    # Its database is its own, whatever the environment says of another one.
+    use(USUAL)
     migrate.up(server.url)
     with connect(server.url, pooler=False) as connection, reach(server) as database:
         for queue in demo_data.QUEUES:

@@ -412,6 +412,7 @@ returns setof queue_worker_data.turn
 language plpgsql security definer set search_path = '' as $$
 declare
     item queue_worker_data.turn;
+    hint text;
 begin
     if pg_catalog.cardinality(done_ids) > 0 or pg_catalog.cardinality(other_ids) > 0 then
         return query select * from queue_worker_data.settle(settle_claim.queue, done_ids, done_cts, done_ats,
@@ -426,8 +427,10 @@ begin
             return query select * from queue_worker_data.claim(settle_claim.queue, max_count,
                 settle_claim.lease_seconds, suspects, max_lost, settle_claim.worker, settle_claim.sleep);
         exception when others then
+            get stacked diagnostics hint = pg_exception_hint;
             item.kind := 'error';
-            item.detail := sqlstate || ': ' || sqlerrm;
+            -- The hint may be the statement that mends it.
+            item.detail := pg_catalog.concat(sqlstate, ': ', sqlerrm, ' (' || nullif(hint, '') || ')');
             return next item;
         end;
     end if;

@@ -184,3 +184,8 @@ with psycopg.connect(sys.argv[1]) as connection:
     done = subprocess.run([sys.executable, "-c", script, dsn], env=environment, capture_output=True, text=True)
     assert "QUEUE_WORKER_SCHEMA must be" in done.stderr
     assert db.execute("select count(*) from pgmq.q_email").fetchone() == (0,)
+
+
+def test_the_demo_has_a_database_of_its_own_whatever_is_set(tmp_path: Path) -> None:
+    done = Program(QUEUE_WORKER_SCHEMA="staging").ok("demo", "--dir", str(tmp_path / "demo"))
+    assert "exit code 0" in done.out + done.err
