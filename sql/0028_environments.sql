@@ -8,7 +8,8 @@ create or replace view queue_worker.queues with (security_invoker = true) as
            q.rate_count, q.rate_seconds, q.fleet, q.per_group
     from queue_worker_data.queue_states() s
     left join queue_worker_data.queues q on q.queue = s.queue
-    where queue_worker_data.other_environment(s.queue) is null;
+    where queue_worker_data.other_environment(s.queue) is null
+    order by s.queue;
 
 -- See queue_worker.purge_subject. A person's data in another environment is that one's to delete.
 create or replace function queue_worker_data.purge_subject(key text, max_count int default 10000) returns bigint
