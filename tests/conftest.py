@@ -17,6 +17,7 @@ import pytest
 
 from queue_worker import embedded, migrate
 from tests import pgmq_151
+from tests.blackbox import forks
 from tests.helpers import child_processes, wait_until
 from tests.pooler import pooler
 from tests.stages import PLAIN, Dsn, Stage, stages_of
@@ -52,6 +53,13 @@ def no_leaks() -> Iterator[None]:
         10,
         lambda: f"processes left behind: {child_processes() - children}",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands() -> Iterator[None]:
+    """What `tests.blackbox.program` runs its commands by; there before the first test looks for leaks."""
+    with forks.server():
+        yield
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,12 +30,13 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, why: Callabl
 
 
 def child_processes() -> set[int]:
-    """The process ids of this process's living children."""
-    found = set()
+    """The process ids of this process's living children, without the one that all tests share (`forks`)."""
+    found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
             found |= {int(pid) for pid in (task / "children").read_text().split()}
-    return {pid for pid in found if not _zombie(pid)}
+    shared = sys.modules.get("tests.blackbox.forks")
+    return {pid for pid in found if not _zombie(pid)} - {getattr(shared, "pid", None)}
 
 
 def _zombie(pid: int) -> bool:

@@ -14,9 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.blackbox import forks
 from tests.helpers import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Variables that an interpreter reads when it starts. Commands that start themselves again want to be started too.
+_FROM_THE_START = ("PYTHON", "LANG", "LC_", "TERM", "COLUMNS", "NO_COLOR")
+
 COMMAND = [sys.executable, "-m", "queue_worker"]
 
 
@@ -57,9 +61,14 @@ class Program:
     def __call__(self, *arguments: str, stdin: str | bytes = "", **more: str) -> Done:
         """Run a command to its end; `more` are variables for it alone."""
         raw = stdin.encode() if isinstance(stdin, str) else stdin
-        process = subprocess.run(
-            [*COMMAND, *arguments], input=raw, capture_output=True, env=self.environment(**more), timeout=60
-        )
+        environment = self.environment(**more)
+        parents = arguments[:1] == ("demo",) or "--processes" in arguments or "--reload" in arguments
+        if parents or any(name.startswith(_FROM_THE_START) for name in {**self.variables, **more}):
+            process = subprocess.run(
+                [*COMMAND, *arguments], input=raw, capture_output=True, env=environment, timeout=60
+            )
+        else:
+            process = forks.run(arguments, environment, raw, 60)
         done = Done(
             subprocess.CompletedProcess(
                 process.args, process.returncode, process.stdout.decode(), process.stderr.decode()
