@@ -140,12 +140,14 @@ declare
     owner constant name := queue_worker_data.owner();
     one record;
     outsider text;
+    counter text;
 begin
     for one in
         select c.oid, c.relname, c.relowner, c.relrowsecurity, pg_catalog.format('pgmq.%I', c.relname) as name
         from pg_catalog.pg_class c
         where c.relnamespace = 'pgmq'::regnamespace and c.relname in ('q_' || take_over.queue, 'a_' || take_over.queue)
     loop
+        counter := pg_catalog.pg_get_serial_sequence(one.name, 'msg_id');
         if pg_catalog.pg_get_userbyid(one.relowner) <> owner then
             begin
                 execute pg_catalog.format('alter table %s owner to %I', one.name, owner);
@@ -184,6 +186,9 @@ begin
                 where r.rolname in ('anon', 'authenticated')
         loop
             execute pg_catalog.format('revoke all on table %s from %s', one.name, outsider);
+            if counter is not null then
+                execute pg_catalog.format('revoke all on sequence %s from %s', counter, outsider);
+            end if;
         end loop;
         if exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role') then
             -- Supabase's pgmq_public.send and the like, called with the service key.

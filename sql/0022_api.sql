@@ -622,7 +622,11 @@ begin
         return query select 'vacuum', null::text, 'autovacuum is off: dead rows pile up until claims crawl',
             'set autovacuum and track_counts to on in postgresql.conf';
     end if;
-    return query select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_tables(dead_rows) d;
+    -- The last three are made by 0029.
+    return query select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_tables(dead_rows) d
+        union all select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_functions() d
+        union all select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_rights() d
+        union all select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_others() d;
 end $$;
 
 
