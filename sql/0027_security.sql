@@ -47,6 +47,9 @@ language sql stable set search_path = '' as $$
     union all
     select '0013 rls_disabled', t.name, 'has row level security off',
            pg_catalog.format('alter table %s enable row level security;', t.name)
+               || case when not exists (select from pg_catalog.pg_policy p where p.polrelid = t.oid)
+                       then pg_catalog.format(' create policy queue_owner on %s to %I using (true) with check (true);',
+                                t.name, queue_worker_data.owner()) else '' end
         from t where not t.secured and t.served and (t.schema <> 'pgmq' or not exists (
             select from pg_catalog.pg_policy p where p.polrelid = t.oid))
     union all

@@ -116,6 +116,9 @@ language sql stable security definer set search_path = '' as $$
                || coalesce(' (column ' || g.columns || ')', '') || ', which it does not need',
            pg_catalog.format('revoke %s%s on %s %s from %I;', pg_catalog.lower(g.privilege),
                ' (' || pg_catalog.quote_ident(g.columns) || ')', g.kind, g.name, r.rolname)
+               -- With the right on the table those on its columns go too.
+               || case when g.privilege = 'SELECT' and g.columns is null and g.schema <> 'pgmq'
+                       then ' call queue_worker_data.lock_down();' else '' end
     from queue_worker_data.given_rights() g
     join pg_catalog.pg_roles r on r.oid = g.grantee
         and r.rolname in ('queue_worker', 'queue_producer', 'queue_reader', 'queue_operator', 'service_role')

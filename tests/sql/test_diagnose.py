@@ -8,9 +8,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from queue_worker import doctor
-from queue_worker.migrate import sql_dir
-from queue_worker.migrate_files import read_migrations
 from tests.sql.engine import Engine
 
 
@@ -23,13 +20,6 @@ def found(engine: Engine, **arguments: Any) -> list[tuple[str, str | None, str, 
 def test_nothing_is_found_where_all_is_well(engine: Engine) -> None:
     engine.send()
     assert found(engine, client_now=datetime.now(UTC)) == []
-
-
-def test_every_function_is_known_by_its_body(engine: Engine) -> None:
-    known = doctor.bodies(read_migrations(sql_dir()))
-    rows = engine.rows("select * from queue_worker.list_functions()")
-    assert len(rows) > 30
-    assert [row.name for row in rows if row.body_md5 not in known.get(row.name.partition(".")[2], ())] == []
 
 
 @pytest.mark.parametrize(("hours", "words"), [(1, "behind"), (-1, "ahead of")])
