@@ -118,6 +118,69 @@ language sql stable security definer set search_path = '' as $$
     order by m.queue_name;
 $$;
 
+-- The part of diagnose that looks at each queue which is ours or is served by a living worker. Each fix can be pasted.
+create or replace function queue_worker_data.diagnose_queues()
+returns table (subject text, queue text, finding text, fix text)
+language plpgsql stable security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+    one record;
+    overdue double precision;
+begin
+    for one in
+        select n.name, c.oid, c.relpersistence,
+               exists (select from queue_worker_data.workers w
+                       where n.name = any (w.queues)
+                         and w.last_seen > pg_catalog.now() - interval '45 seconds') as served
+        from (select q.queue from queue_worker_data.queues q
+              union
+              select pg_catalog.unnest(w.queues) from queue_worker_data.workers w
+              where w.last_seen > pg_catalog.now() - interval '45 seconds') n (name)
+        left join pg_catalog.pg_class c
+            on c.oid = pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || n.name))
+        order by n.name
+    loop
+        queue := one.name;
+        subject := 'queue';
+        if one.oid is null then
+            finding := 'its table is gone';
+            fix := pg_catalog.format('select queue_worker.create_queue(%L);', one.name);
+            return next;
+            continue;
+        end if;
+        if not exists (select from pg_catalog.pg_trigger g
+                       where g.tgrelid = one.oid and g.tgname = 'queue_worker_wake' and g.tgenabled <> 'D') then
+            finding := 'its trigger queue_worker_wake is missing or disabled: workers find new messages by polling only';
+            fix := case when exists (select from pg_catalog.pg_trigger g
+                                     where g.tgrelid = one.oid and g.tgname = 'queue_worker_wake')
+                        then pg_catalog.format('alter table pgmq.%I enable trigger queue_worker_wake;', 'q_' || one.name)
+                        -- create_queue leaves a queue alone that a worker can serve.
+                        else pg_catalog.format('select queue_worker_data.make_queue(%L);', one.name) end;
+            return next;
+        end if;
+        if one.relpersistence = 'u' then
+            finding := 'its table is unlogged: a crash of the server empties it';
+            fix := pg_catalog.format('alter table pgmq.%I set logged;', 'q_' || one.name);
+            return next;
+        end if;
+        continue when one.served;
+        begin
+            execute pg_catalog.format('select pg_catalog.date_part(''epoch'', pg_catalog.clock_timestamp() - m.vt)
+                from pgmq.%I m where m.vt <= $1 and m.vt > ''-infinity'' order by m.vt limit 1', 'q_' || one.name)
+                into overdue using pg_catalog.clock_timestamp() - interval '1 minute';
+        exception when insufficient_privilege then
+            overdue := null;
+        end;
+        if overdue is not null then
+            subject := 'worker';
+            finding := pg_catalog.format('no living worker serves it, and a message is due since %s s',
+                pg_catalog.round(overdue::numeric));
+            fix := pg_catalog.format('queue-worker start -q %s', one.name);
+            return next;
+        end if;
+    end loop;
+end $$;
+
 -- What is behind this connection: names and values for a person. client_now: the caller's clock; exposed: see
 -- exposed_schemas.
 create function queue_worker.about(client_now timestamptz default null, exposed text[] default null)

@@ -59,14 +59,24 @@ def test_dead_rows_are_found(engine: Engine) -> None:
     assert found(engine, dead_rows=40) == []
 
 
-def test_a_queue_without_its_trigger_or_its_table_is_found(engine: Engine) -> None:
-    engine.rows("alter table pgmq.q_work disable trigger queue_worker_wake")
-    assert ["queue_worker_wake is missing or disabled" in one[2] for one in found(engine)] == [True]
-    engine.rows("alter table pgmq.q_work enable trigger queue_worker_wake")
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        ("alter table pgmq.q_work disable trigger queue_worker_wake", "queue_worker_wake is missing or disabled"),
+        ("drop trigger queue_worker_wake on pgmq.q_work", "queue_worker_wake is missing or disabled"),
+        ("drop table pgmq.q_work", "its table is gone"),
+        ("alter table pgmq.a_work owner to postgres", "its tables do not belong to queue_owner"),
+    ],
+)
+def test_a_queue_that_is_not_whole_is_found_and_mended(engine: Engine, act: str, words: str) -> None:
+    engine.rows(act)
+    ((_, queue, finding, fix),) = found(engine)
+    assert queue == "work"
+    assert words in finding
+    engine.rows(fix)
     assert found(engine) == []
-    engine.rows("drop table pgmq.q_work")
-    ((_, queue, finding, _),) = found(engine)
-    assert (queue, finding) == ("work", "its table is gone")
+    engine.send()
+    assert len(engine.take(1)) == 1
 
 
 def test_an_unlogged_queue_is_found(engine: Engine) -> None:
