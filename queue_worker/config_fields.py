@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from queue_worker import schema_name
 from queue_worker.config_options import PREFIX, check_queue_name
 from queue_worker.config_text import check_postgres_url
 from queue_worker.config_units import parse_size, parse_span
@@ -82,6 +83,12 @@ class Fields(BaseSettings):
     )
     supabase_service_role_key: SecretStr | None = _bare(
         "SUPABASE_SERVICE_ROLE_KEY", None, "Key for SUPABASE_URL: a JWT or sb_secret_..."
+    )
+    db_schema: str = _bare(
+        "QUEUE_WORKER_SCHEMA",
+        schema_name.USUAL,
+        "Schema of ours, another one for a second environment in the same database",
+        pattern=rf"^{schema_name.FORM}$",
     )
     embedded: bool = Field(False, description="Use the embedded Postgres under the state folder")
     pooler: Literal["auto", "yes", "no"] = Field(

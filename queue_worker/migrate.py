@@ -19,6 +19,7 @@ from queue_worker._version import __version__
 from queue_worker.errors import CallRefused, SchemaError
 from queue_worker.migrate_files import BOOTSTRAP, Migration, parse_version, read_migrations, script, sql_dir
 from queue_worker.migrate_session import LOCK_TIMEOUT, Connection, session
+from queue_worker.schema_name import USUAL, current, renamed
 from queue_worker.transport import Rows
 
 __all__ = ["Applied", "Status", "check", "check_through", "dry_run", "print_sql", "require", "sql_dir", "up"]
@@ -50,6 +51,21 @@ class Status:
     pending: tuple[str, ...]
     changed: tuple[str, ...]
     min_worker: str | None
+
+
+_NOTE = "insert into queue_worker_data.migrations (version, name, checksum, min_worker) values (%s, %s, %s, %s)"
+_APPLIED = "select version, checksum, min_worker from queue_worker_data.migrations"
+_LOOK = """
+select
+    exists (
+        select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'queue_worker_data' and c.relname = 'migrations'
+    ) as has_table,
+    exists (
+        select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = 'queue_worker' and p.proname = 'schema_version'
+    ) as has_function
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +151,7 @@ def require(status: Status, worker_version: str = __version__) -> None:
     if status.changed:
         raise SchemaError(_changed_line(status.changed[0]))
     if status.current == 0:
-        raise SchemaError("the database has no schema queue_worker, or hides it: run `queue-worker migrate`")
+        raise SchemaError(renamed("the database has no schema queue_worker, or hides it: run `queue-worker migrate`"))
     if status.pending:
         raise SchemaError(
             f"the schema is at version {status.current} and lacks {', '.join(status.pending)}: "
@@ -155,7 +171,7 @@ def dry_run(conninfo: str, *, directory: Path | None = None) -> list[str]:
 
 def print_sql(*, directory: Path | None = None) -> str:
     """Return one SQL script that does what `up` does, for an SQL editor; it may be run again at any time."""
-    return script(read_migrations(directory or sql_dir()))
+    return renamed(script(read_migrations(directory or sql_dir())))
 
 
 def _plan(connection: Connection, migrations: Sequence[Migration]) -> list[str]:
@@ -167,7 +183,7 @@ def _plan(connection: Connection, migrations: Sequence[Migration]) -> list[str]:
     _verify(migrations, applied)
     steps = [pgmq.plan] if pgmq.plan else []
     if not (base.has_table and base.has_function):
-        steps.append("create the schemas queue_worker and queue_worker_data")
+        steps.append(renamed("create the schemas queue_worker and queue_worker_data"))
     return steps + [f"apply {one.file}" for one in migrations if one.version not in applied]
 
 
@@ -176,9 +192,20 @@ def _prepare(connection: Connection) -> list[str]:
     done = [line] if (line := migrate_pgmq.install(connection)) else []
     base = _base(connection)
     if not (base.has_table and base.has_function):
-        connection.execute(BOOTSTRAP.encode())
-        done.append("create the schemas queue_worker and queue_worker_data")
+        _refuse_login(connection)
+        connection.execute(renamed(BOOTSTRAP).encode())
+        done.append(renamed("create the schemas queue_worker and queue_worker_data"))
     return done
+
+
+def _refuse_login(connection: Connection) -> None:
+    """Raise SchemaError where the worker's role, which is called like the schema, is somebody's login already."""
+    found = connection.execute("select from pg_catalog.pg_roles where rolname = %s and rolcanlogin", [current()])
+    if current() != USUAL and found.fetchone() is not None:
+        raise SchemaError(
+            f"QUEUE_WORKER_SCHEMA={current()}: the worker's role is called like the schema, and a login has that name:"
+            " choose another one"
+        )
 
 
 def _application(migration: Migration, migrations: Sequence[Migration]) -> Callable[[Connection], Applied | None]:
@@ -191,10 +218,10 @@ def _application(migration: Migration, migrations: Sequence[Migration]) -> Calla
         if migration.version in applied:
             return None
         connection.execute(
-            "insert into queue_worker_data.migrations (version, name, checksum, min_worker) values (%s, %s, %s, %s)",
+            renamed(_NOTE).encode(),
             [migration.version, migration.name, migration.checksum, migration.min_worker],
         )
-        connection.execute(migration.text.encode())
+        connection.execute(renamed(migration.text).encode())
         return Applied(migration.version, migration.name, time.monotonic() - begin)
 
     return apply
@@ -241,19 +268,7 @@ def _require_worker(minimum: str, worker_version: str) -> None:
 def _base(connection: Connection) -> _Base:
     # Catalogs only: they can be read without a privilege on our schemas.
     with connection.cursor(row_factory=class_row(_Base)) as cursor:
-        found = cursor.execute(
-            """
-            select
-                exists (
-                    select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                    where n.nspname = 'queue_worker_data' and c.relname = 'migrations'
-                ) as has_table,
-                exists (
-                    select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-                    where n.nspname = 'queue_worker' and p.proname = 'schema_version'
-                ) as has_function
-            """
-        ).fetchone()
+        found = cursor.execute(renamed(_LOOK).encode()).fetchone()
     return found or _Base(False, False)
 
 
@@ -262,5 +277,5 @@ def _applied(connection: Connection) -> dict[int, _Row]:
     if not _base(connection).has_table:
         return {}
     with connection.cursor(row_factory=class_row(_Row)) as cursor:
-        rows = cursor.execute("select version, checksum, min_worker from queue_worker_data.migrations")
+        rows = cursor.execute(renamed(_APPLIED).encode())
         return {row.version: row for row in rows}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from queue_worker.errors import SchemaError, UsageError
 from queue_worker.migrate_files import Migration, read_migrations, setup_script, single_script, sql_dir
+from queue_worker.schema_name import current, renamed
 
 _ANY = re.compile(r"([0-9]{14})_.*\.sql")
-_OURS = re.compile(r"[0-9]{14}_queue_worker_([0-9]{4})_[a-z0-9_]+\.sql")
 _STAMP = "%Y%m%d%H%M%S"
 
 
@@ -27,11 +27,12 @@ def write(folder: Path, pgmq_sql: str, *, now: datetime | None = None, source: P
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}: run `supabase init` first, or name its migrations folder")
     migrations = read_migrations(source or sql_dir())
-    there = {int(found[1]): path for path in sorted(folder.glob("*.sql")) if (found := _OURS.fullmatch(path.name))}
-    wanted = [(0, "pgmq", setup_script(pgmq_sql))]
+    ours = re.compile(rf"[0-9]{{14}}_{current()}_([0-9]{{4}})_[a-z0-9_]+\.sql")
+    there = {int(found[1]): path for path in sorted(folder.glob("*.sql")) if (found := ours.fullmatch(path.name))}
+    wanted = [(0, "pgmq", renamed(setup_script(pgmq_sql)))]
     before = 0
     for migration in migrations:
-        text = single_script(migration, before)
+        text = renamed(single_script(migration, before))
         _compare(there.get(migration.version), migration, text)
         wanted.append((migration.version, migration.name, text))
         before = migration.version
@@ -39,7 +40,7 @@ def write(folder: Path, pgmq_sql: str, *, now: datetime | None = None, source: P
     written = []
     for number, name, text in wanted:
         if number not in there:
-            path = folder / f"{stamp.strftime(_STAMP)}_queue_worker_{number:04d}_{name}.sql"
+            path = folder / f"{stamp.strftime(_STAMP)}_{current()}_{number:04d}_{name}.sql"
             path.write_text(text, encoding="utf-8", newline="\n")
             written.append(path)
             stamp += timedelta(seconds=1)

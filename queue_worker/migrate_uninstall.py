@@ -9,6 +9,7 @@ from psycopg.rows import class_row
 from queue_worker.errors import SchemaError
 from queue_worker.migrate_files import sql_dir
 from queue_worker.migrate_session import Connection, session
+from queue_worker.schema_name import renamed
 
 _LOOK = """
 select
@@ -61,7 +62,7 @@ def uninstall(conninfo: str) -> Loss:
         loss = _look(connection)
         if loss.workers:
             raise SchemaError(f"{loss.workers} workers are running: stop them first")
-        connection.execute(text.encode())
+        connection.execute(renamed(text).encode())
         return loss
 
     with session(conninfo) as runner:
@@ -69,9 +70,9 @@ def uninstall(conninfo: str) -> Loss:
 
 
 def _look(connection: Connection) -> Loss:
-    if connection.execute(_THERE).fetchone() != (True,):
-        raise SchemaError("there is no schema queue_worker in this database")
+    if connection.execute(renamed(_THERE).encode()).fetchone() != (True,):
+        raise SchemaError(renamed("there is no schema queue_worker in this database"))
     with connection.cursor(row_factory=class_row(Loss)) as cursor:
-        found = cursor.execute(_LOOK).fetchone()
+        found = cursor.execute(renamed(_LOOK).encode()).fetchone()
     assert found is not None  # noqa: S101 - one row of counts
     return found

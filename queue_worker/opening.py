@@ -11,6 +11,7 @@ from queue_worker import embedded
 from queue_worker.config import Settings
 from queue_worker.errors import ConfigError
 from queue_worker.health import alive
+from queue_worker.schema_name import use
 from queue_worker.transport import Database, Transport
 from queue_worker.transport.database import PostgresDatabase
 from queue_worker.transport.pooler import detect
@@ -27,6 +28,7 @@ def conninfo_of(settings: Settings) -> Callable[[], str]:
     Raises ConfigError when no database is set.
     """
     settings.require_database()
+    use(settings.db_schema)
     if settings.transport == "supabase":
         raise ConfigError(NEEDS_URL)
     if settings.transport == "postgres":
@@ -71,6 +73,7 @@ def open_database(settings: Settings, *, look: bool = False) -> Database:
 
 
 def _over_rest(settings: Settings) -> SupabaseDatabase:
+    use(settings.db_schema)
     # Here, so that nobody else loads it.
     from queue_worker.transport.supabase import SupabaseDatabase
 
@@ -101,6 +104,7 @@ def producer_pool(database: Settings | str) -> Transport:
     if database.transport == "supabase":
         return _shared_rest(database)
     pooler = pooler_of(database)
+    use(database.db_schema)
     key = (database.transport, database.dsn or database.state_dir.absolute(), pooler)
     with _opening:
         found = _pools.get(key)

@@ -64,10 +64,16 @@ def prepare(
     return False
 
 
+_OTHER_ENVIRONMENT = "42P06"
+"""What SQL `check_environment` raises."""
+
+
 def _make_queue(transport: Transport, queue: str, ordered: bool) -> None:
     try:
         transport.call("queue_worker.create_queue", {"queue": queue, "ordered": ordered})
     except CallRefused as error:
+        if error.sqlstate == _OTHER_ENVIRONMENT:
+            raise ConfigError(str(error)) from None
         if error.sqlstate not in _NEEDS_A_PERSON:
             raise TransportUnavailable(f"queue {queue!r} cannot be made now: {error}") from None
         raise ConfigError(

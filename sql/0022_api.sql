@@ -532,6 +532,27 @@ begin
         on conflict (queue) do update set ordered = true where make_queue.ordered and not q.ordered;
 end $$;
 
+-- Raises where the queue belongs to another environment in this database: a schema of ours by another name, whose trigger
+-- the table has. Two kinds of workers must not share the receipts of one queue.
+create function queue_worker_data.check_environment(queue text) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+    other constant text := (
+        select n.nspname from pg_catalog.pg_trigger g
+        join pg_catalog.pg_proc f on f.oid = g.tgfoid
+        join pg_catalog.pg_namespace n on n.oid = f.pronamespace
+        join pg_catalog.pg_class c on c.oid = g.tgrelid
+        join pg_catalog.pg_namespace p on p.oid = c.relnamespace
+        where p.nspname = 'pgmq' and c.relname = 'q_' || check_environment.queue
+          and g.tgname = 'queue_worker_wake' and n.nspname <> 'queue_worker_data');
+begin
+    if other is not null then
+        raise exception 'queue "%" belongs to the environment of schema %', check_environment.queue,
+            pg_catalog.regexp_replace(other, '_data$', '') using errcode = '42P06',
+            hint = 'A queue has one environment: choose another name, or drop it there.';
+    end if;
+end $$;
+
 -- Makes a queue, or takes over one that pgmq or Supabase's dashboard made: its tables then belong to the owner of schema
 -- queue_worker. SECURITY INVOKER: only their owner can give them away.
 create function queue_worker.create_queue(queue text, ordered boolean default false) returns void
@@ -544,6 +565,7 @@ begin
         raise exception 'queue "%": partitioned queues are not available in this version', create_queue.queue
             using errcode = '0A000';
     end if;
+    perform queue_worker_data.check_environment(create_queue.queue);
     if queue_worker_data.is_equipped(create_queue.queue, create_queue.ordered) then
         return;
     end if;
@@ -660,14 +682,15 @@ call queue_worker_data.allow('queue_worker', array[
     'once_finish', 'mail_reserve', 'mail_record', 'payment', 'payment_reserve', 'payment_finish', 'payment_unknown',
     'settle_payment', 'sandbox_act', 'sandbox_charge', 'sandbox_find', 'run_report', 'message', 'list_queues',
     'list_workers', 'limits', 'list_functions', 'diagnose', 'diagnose_tables', 'schema_version', 'check_queue_name',
-    'is_ours', 'owner']);
+    'check_environment', 'is_ours', 'owner']);
 call queue_worker_data.allow('queue_producer', array['send', 'send_batch', 'schema_version']);
 call queue_worker_data.allow('queue_reader', array[
     'list_queues', 'list_workers', 'limits', 'list_functions', 'diagnose', 'diagnose_tables', 'schema_version',
     'queue_states', 'running_progress', 'list_progress']);
 call queue_worker_data.allow('queue_operator', array[
     'send', 'send_batch', 'create_queue', 'is_equipped', 'is_ours', 'owner', 'make_queue', 'take_over',
-    'check_queue_name', 'drop_queue', 'pause', 'resume', 'purge', 'purge_subject', 'set_rate_limit', 'set_concurrency',
+    'check_queue_name', 'check_environment', 'drop_queue', 'pause', 'resume', 'purge', 'purge_subject',
+    'set_rate_limit', 'set_concurrency',
     'limits', 'close_breaker', 'prune', 'prune_shared', 'message', 'messages', 'archived', 'cancel', 'complete',
     'redrive', 'discard', 'edit_dead', 'list_dead', 'list_queues', 'list_workers', 'list_audit', 'result',
     'list_progress', 'schedule', 'unschedule', 'run_schedule', 'pause_schedule', 'resume_schedule', 'list_schedules',

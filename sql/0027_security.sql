@@ -58,11 +58,13 @@ language sql stable set search_path = '' as $$
         from seen join t using (oid) where t.schema = 'pgmq' and not t.secured
     union all
     select '0023 sensitive_columns_exposed', seen.name,
-           pg_catalog.format('shows column %s to %s', pg_catalog.string_agg(a.attname, ', ' order by a.attnum), seen.outsider),
+           pg_catalog.format('shows column %s to %s', pg_catalog.string_agg(a.attname, ', ' order by a.attnum),
+               seen.outsider),
            pg_catalog.format('revoke all on table %s from %s;', seen.name, seen.outsider)
         from seen join pg_catalog.pg_attribute a on a.attrelid = seen.oid and a.attnum > 0 and not a.attisdropped
         where not seen.secured and seen.schema = any (lint_tables.exposed)
-          and a.attname ~* '(^|_)(password|passwd|secret|token|jwt|api_?key|private_key|ssn|iban|card_number|cvc|otp|message|payload)$'
+          and a.attname ~* ('(^|_)(password|passwd|secret|token|jwt|api_?key|private_key|ssn|iban|card_number|cvc|otp'
+                            '|message|payload)$')
         group by seen.name, seen.outsider
     union all
     select '0024 permissive_rls_policy', t.name,
@@ -89,7 +91,8 @@ returns table (rule text, object text, finding text, fix text)
 language sql stable set search_path = '' as $$
     with i as materialized (
         select x.*, c.oid::regclass::text as name, t.oid::regclass::text as on_table,
-               exists (select from pg_catalog.pg_constraint k where k.conindid = x.indexrelid and k.contype <> 'f') as kept
+               exists (select from pg_catalog.pg_constraint k
+                       where k.conindid = x.indexrelid and k.contype <> 'f') as kept
         from pg_catalog.pg_index x
         join pg_catalog.pg_class c on c.oid = x.indexrelid
         join pg_catalog.pg_class t on t.oid = x.indrelid
@@ -149,7 +152,8 @@ language sql stable set search_path = '' as $$
         from p where not exists (select from pg_catalog.unnest(p.proconfig) o where o like 'search_path=%')
     union all
     select '0014 extension_in_public', e.extname::text, pg_catalog.format('is installed in schema %s', n.nspname),
-           pg_catalog.format('create schema if not exists extensions; alter extension %I set schema extensions;', e.extname)
+           pg_catalog.format('create schema if not exists extensions; alter extension %I set schema extensions;',
+               e.extname)
         from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace
         where n.nspname = any (lint_code.exposed) and n.nspname = any (lint_code.schemas) and e.extrelocatable
     union all
@@ -166,7 +170,8 @@ declare
     role text;
 begin
     foreach role in array array['queue_worker', 'queue_reader', 'queue_operator'] loop
-        call queue_worker_data.allow(role, array['outsiders', 'linted_tables', 'lint_tables', 'lint_indexes', 'lint_code']);
+        call queue_worker_data.allow(role, array['outsiders', 'linted_tables', 'lint_tables', 'lint_indexes',
+            'lint_code']);
     end loop;
 end $$;
 

@@ -12,7 +12,8 @@ language sql stable set search_path = '' as $$
     from pg_catalog.pg_db_role_setting s
     cross join pg_catalog.unnest(s.setconfig) one
     left join pg_catalog.pg_database d on d.oid = s.setdatabase
-    where one like 'pgrst.db\_schemas=%' and coalesce(d.datname, pg_catalog.current_database()) = pg_catalog.current_database();
+    where one like 'pgrst.db\_schemas=%'
+      and coalesce(d.datname, pg_catalog.current_database()) = pg_catalog.current_database();
 $$;
 
 -- The schemas that the API shows: `known`, what a caller has asked it, else the settings; null: neither says.
@@ -80,7 +81,8 @@ $$;
 create function queue_worker_data.may(outsider text, privileges text[]) returns text
 language sql stable set search_path = '' as $$
     select pg_catalog.format('%s may %s it', may.outsider, pg_catalog.string_agg(distinct case p
-        when 'EXECUTE' then 'call' when 'USAGE' then 'use' when 'CREATE' then 'create in' else pg_catalog.lower(p) end, ', '))
+        when 'EXECUTE' then 'call' when 'USAGE' then 'use' when 'CREATE' then 'create in'
+        else pg_catalog.lower(p) end, ', '))
     from pg_catalog.unnest(may.privileges) p;
 $$;
 
@@ -176,16 +178,19 @@ language sql stable set search_path = '' as $$
         where e.name = any (hidden.names)
     union all
     select 'exposed', 'schema ' || k.name, 'is shown by the API, and holds what only functions may touch',
-           pg_catalog.format('Project Settings > Data API > Exposed schemas: remove %s (self-hosted: PGRST_DB_SCHEMAS=%s)',
+           pg_catalog.format('Project Settings > Data API > Exposed schemas: remove %s'
+               ' (self-hosted: PGRST_DB_SCHEMAS=%s)',
                k.name, (select pg_catalog.string_agg(o, ',') from pg_catalog.unnest(lint_exposed.exposed) o
                         where o <> all (hidden.names)))
         from hidden, pg_catalog.unnest(lint_exposed.exposed) k (name)
         where k.name = any (hidden.names)
           and k.name not in (select pg_catalog.unnest(x.schemas) from queue_worker_data.api_settings() x)
     union all
-    -- With the service key alone it is another way to send. Where nobody says what the API shows, the right to use it does.
-    select 'exposed', 'schema pgmq_public', pg_catalog.format('offers queues to %s, and only the rights on each table stand'
-               ' before them', pg_catalog.string_agg(o, ', ' order by o)),
+    -- With the service key alone it is another way to send. Where nobody says what the API shows, the right to use it
+    -- does.
+    select 'exposed', 'schema pgmq_public',
+           pg_catalog.format('offers queues to %s, and only the rights on each table stand before them',
+               pg_catalog.string_agg(o, ', ' order by o)),
            pg_catalog.format('revoke usage on schema pgmq_public from %s;', pg_catalog.string_agg(o, ', ' order by o))
         from queue_worker_data.outsiders() o
         join pg_catalog.pg_namespace n on n.nspname = 'pgmq_public'

@@ -24,7 +24,9 @@ class Stage(NamedTuple):
 
 PLAIN = Stage("direct", "1.13")
 HOSTED = "1.5.1"
-STAGES = [Stage(transport, pgmq) for pgmq in ("1.13", "1.5.1") for transport in ("direct", "pooler", "rest")]
+"""The pgmq of hosted Supabase."""
+
+STAGES = [Stage(transport, pgmq) for pgmq in ("1.13", HOSTED) for transport in ("direct", "pooler", "rest")]
 
 
 class Dsn(str):

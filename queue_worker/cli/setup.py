@@ -14,6 +14,7 @@ from queue_worker.cli.database import database
 from queue_worker.cli.failure import FAILED, say
 from queue_worker.cli.output import print_json, print_table
 from queue_worker.errors import ConfigError, UsageError
+from queue_worker.schema_name import renamed, use
 
 if TYPE_CHECKING:
     from queue_worker.migrate import Status
@@ -43,6 +44,8 @@ def migrate(
 
     if check + dry_run + print_sql + uninstall + (supabase is not None) > 1:
         raise UsageError("give one of --check, --dry-run, --print, --supabase and --uninstall")
+    if print_sql or supabase is not None:
+        use(common.settings().db_schema)
     if print_sql:
         print(runner.print_sql(), end="")
         return
@@ -92,10 +95,10 @@ def _uninstall(address: str, yes: bool) -> None:
     from queue_worker.migrate_uninstall import look, uninstall
 
     loss = look(address)
-    say("This takes the schema queue_worker away. Queues and their messages stay; these are gone for ever:")
+    say(renamed("This takes the schema queue_worker away. Queues and their messages stay; these are gone for ever:"))
     for line in loss.lines():
         say(f"  {line}")
-    if not confirmed("migrate --uninstall", "the schema queue_worker", yes):
+    if not confirmed("migrate --uninstall", renamed("the schema queue_worker"), yes):
         return
     uninstall(address)
     print("the schema is gone; pgmq, its queues and their messages are as they were")

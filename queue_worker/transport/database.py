@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from queue_worker.schema_name import current, use
 from queue_worker.transport import Listener
 from queue_worker.transport.postgres import PostgresListener, PostgresTransport, is_pooler
 from queue_worker.transport.transactions import TransactionPool
@@ -19,9 +20,11 @@ class PostgresAddress:
 
     conninfo: str = field(repr=False)
     pooler: bool
+    environment: str
 
     def open(self) -> PostgresDatabase:
         """See `Address`."""
+        use(self.environment)
         return PostgresDatabase(lambda: self.conninfo, pooler=self.pooler, pool_size=1)
 
 
@@ -68,7 +71,7 @@ class PostgresDatabase:
 
     def address(self) -> PostgresAddress:
         """See `Database`."""
-        return PostgresAddress(self.conninfo(), self.pooler)
+        return PostgresAddress(self.conninfo(), self.pooler, current())
 
     def cut_stuck(self, seconds: float, threads: Set[int] = frozenset()) -> int:
         """Abort calls that have waited for an answer longer than `seconds`; returns how many.

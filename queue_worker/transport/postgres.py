@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from queue_worker.errors import CallRefused, ConfigError, TransportError, TransportUnavailable
+from queue_worker.schema_name import current, renamed, renamed_arguments
 from queue_worker.sqlstates import server_trouble
 from queue_worker.transport import Rows
 from queue_worker.transport.adapt import register, to_sql
@@ -85,9 +86,13 @@ def translate(error: psycopg.Error, connection: psycopg.BaseConnection[Any] | No
     return CallRefused(describe(error), state)
 
 
-@lru_cache(maxsize=256)
 def statement(function: str, names: tuple[str, ...]) -> sql.Composed:
     """Return the call of a schema-qualified function with the named arguments."""
+    return _statement(renamed(function), names)
+
+
+@lru_cache(maxsize=256)
+def _statement(function: str, names: tuple[str, ...]) -> sql.Composed:
     schema, _, name = function.partition(".")
     named = sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(one), sql.Placeholder(one)) for one in names)
     return sql.SQL("select * from {}({})").format(sql.Identifier(schema, name), named)
@@ -101,7 +106,7 @@ def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
 def run(connection: psycopg.Connection[Any], function: str, params: Mapping[str, Any]) -> Rows:
     """Call a function on an open connection, inside whatever transaction that has; raises psycopg's errors."""
     with connection.cursor(binary=True) as cursor:
-        cursor.execute(statement(function, tuple(params)), arguments(params))
+        cursor.execute(statement(function, tuple(params)), arguments(renamed_arguments(function, params)))
         if cursor.description is None:
             return Rows()
         return Rows(tuple(column.name for column in cursor.description), cursor.fetchall())
@@ -176,7 +181,7 @@ class PostgresTransport:
 
 
 class PostgresListener:
-    """A connection that waits for NOTIFY on channel `queue_worker`; a hint only, polling must always suffice."""
+    """A connection that waits for NOTIFY on the channel of our schema's name; a hint, polling must always suffice."""
 
     hears_cancels = True
 
@@ -192,7 +197,7 @@ class PostgresListener:
                 opened = connect(self._conninfo(), pooler=False)
                 with self._guard:
                     self._connection = opened
-                self._connection.execute("listen queue_worker")
+                self._connection.execute(sql.SQL("listen {}").format(sql.Identifier(current())))
             return [note.payload for note in self._connection.notifies(timeout=seconds, stop_after=1)]
         except psycopg.Error as error:
             self.close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from queue_worker.errors import TransportUnavailable
+from queue_worker.schema_name import current
 from queue_worker.transport.rest_errors import explain, exposed_in, unreached
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class RestClient:
     `url` is the project's, `key` a service-role JWT or `sb_secret_...`, `answer_seconds` the longest wait.
     """
 
-    def __init__(self, url: str, key: str, *, schema: str = "queue_worker", answer_seconds: float = 10.0) -> None:
-        self.schema = schema
+    def __init__(self, url: str, key: str, *, schema: str | None = None, answer_seconds: float = 10.0) -> None:
+        self.schema = schema or current()
         self.host = urlsplit(url).netloc.rpartition("@")[2]
         self._url = url.rstrip("/")
         self._key = key

@@ -11,6 +11,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from queue_worker.errors import TransportUnavailable, UsageError
 from queue_worker.message import Receipt
+from queue_worker.schema_name import renamed_arguments
 from queue_worker.transport import Rows
 from queue_worker.transport.adapt import register
 from queue_worker.transport.postgres import arguments, statement, translate
@@ -84,7 +85,9 @@ async def call_in_async(given: Any, function: str, params: Mapping[str, Any]) ->
     async with cursor:
         register(cursor, receipts=True)
         try:
-            await cursor.execute(statement(function, tuple(params)), arguments(params), binary=True)
+            await cursor.execute(
+                statement(function, tuple(params)), arguments(renamed_arguments(function, params)), binary=True
+            )
             rows = await cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
             raise translate(error, given) from None
@@ -96,7 +99,7 @@ def _run(connection: psycopg.Connection[Any], function: str, params: Mapping[str
     cursor: psycopg.Cursor[Any] = psycopg.Cursor(connection, row_factory=tuple_row)
     with cursor:
         register(cursor, receipts=True)
-        cursor.execute(statement(function, tuple(params)), arguments(params), binary=True)
+        cursor.execute(statement(function, tuple(params)), arguments(renamed_arguments(function, params)), binary=True)
         rows = cursor.fetchall() if cursor.description else []
         return Rows(tuple(column.name for column in cursor.description or ()), rows)
 

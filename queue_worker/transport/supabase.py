@@ -12,6 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from queue_worker.config_keys import notice, role_of
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable, TransportUnsupported
+from queue_worker.schema_name import current, renamed, renamed_arguments, use
 from queue_worker.transport import Listener, Rows
 from queue_worker.transport.rest_client import RestClient
 from queue_worker.transport.rest_errors import NEEDS_URL
@@ -70,7 +71,7 @@ class SupabaseTransport:
         return retrying(self._once, function, arguments, key)
 
     def _once(self, function: str, arguments: Mapping[str, Any], key: str | None) -> Rows:
-        answer = self._client.call(function, arguments, key)
+        answer = self._client.call(renamed(function), renamed_arguments(function, arguments), key)
         try:
             return rows_of(answer, receipts=self._receipts)
         except ValueError as error:
@@ -140,11 +141,13 @@ class SupabaseAddress:
 
     url: str
     key: str = field(repr=False)
-    schema: str
+    schema: str | None
     answer_seconds: float
+    environment: str
 
     def open(self) -> SupabaseDatabase:
         """See `Address`."""
+        use(self.environment)
         return SupabaseDatabase(self.url, self.key, schema=self.schema, answer_seconds=self.answer_seconds)
 
 
@@ -154,8 +157,8 @@ class SupabaseDatabase:
     name = "supabase"
     pooler = True
 
-    def __init__(self, url: str, key: str, *, schema: str = "queue_worker", answer_seconds: float = 10.0) -> None:
-        self._address = SupabaseAddress(url, key, schema, answer_seconds)
+    def __init__(self, url: str, key: str, *, schema: str | None = None, answer_seconds: float = 10.0) -> None:
+        self._address = SupabaseAddress(url, key, schema, answer_seconds, current())
         self._client = RestClient(url, key, schema=schema, answer_seconds=answer_seconds)
         self.pool = SupabaseTransport(self._client)
         self.description = f"supabase (REST), key for {role_of(key) or 'a role that it does not tell'}"

@@ -14,6 +14,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from queue_worker.errors import CallRefused, LeaseLost, TransportUnavailable
 from queue_worker.message import Receipt
+from queue_worker.schema_name import renamed
 from queue_worker.transport import BigInts, Ints, Rows, Stamps
 from queue_worker.transport.postgres import connect, cut, run, translate
 
@@ -35,6 +36,12 @@ _RESOLVE = 30.0
 _WHAT_BECAME = """
     select x.status, case when x.status = 'committed' then queue_worker.hold(%s, %s, %s, %s) end
     from (select pg_xact_status(%s::xid8) as status) x
+"""
+
+
+_HOLD = """
+    select queue_worker.hold(%s, %s, %s, %s), pg_current_xact_id()::text,
+           set_config('idle_in_transaction_session_timeout', %s, true), set_config(%s, %s, true)
 """
 
 
@@ -136,7 +143,9 @@ class TransactionPool:
         while True:
             try:
                 with connect(self._conninfo(), pooler=self._pooler) as connection, self._used(connection):
-                    row = connection.execute(_WHAT_BECAME, [queue, *receipt, transaction_id]).fetchone()
+                    row = connection.execute(
+                        renamed(_WHAT_BECAME).encode(), [queue, *receipt, transaction_id]
+                    ).fetchone()
                 if row is not None and row[0] != "in progress":
                     return bool(row[0] == "committed" and not row[1])
             except (psycopg.Error, TransportUnavailable):
@@ -212,8 +221,7 @@ def _hold(connection: psycopg.Connection[Any], queue: str, receipt: Receipt, sec
     # Before version 17 nothing bounds the whole transaction, but each statement can be.
     whole = "transaction_timeout" if connection.info.server_version >= 170000 else "statement_timeout"
     row = connection.execute(
-        "select queue_worker.hold(%s, %s, %s, %s), pg_current_xact_id()::text,"
-        " set_config('idle_in_transaction_session_timeout', %s, true), set_config(%s, %s, true)",
+        renamed(_HOLD).encode(),
         [queue, receipt.msg_id, receipt.read_ct, receipt.enqueued_at, limit, whole, limit],
     ).fetchone()
     if row is None or not row[0]:

@@ -12,7 +12,8 @@ begin
     for one in
         select c.oid, c.relname, c.relowner, pg_catalog.format('pgmq.%I', c.relname) as name
         from pg_catalog.pg_class c
-        where c.relnamespace = 'pgmq'::regnamespace and c.relkind in ('r', 'p') and c.relname ~ '^[qa]_'
+        where c.relnamespace = 'pgmq'::regnamespace and c.relkind in ('r', 'p')
+          and exists (select from queue_worker_data.queues q where c.relname in ('q_' || q.queue, 'a_' || q.queue))
     loop
         for part in
             select pg_catalog.format('drop trigger %I on %s', g.tgname, one.name) as command
@@ -40,6 +41,11 @@ begin
     for one in
         select r.rolname from pg_catalog.pg_roles r
         where r.rolname in ('queue_worker', 'queue_producer', 'queue_reader', 'queue_operator', 'queue_owner')
+          -- Another environment in this database shares all but the worker's role.
+          and (r.rolname = 'queue_worker' or not exists (
+              select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+              where c.relname = 'migrations' and n.nspname like '%\_data'
+                and exists (select from pg_catalog.pg_proc p where p.pronamespace = n.oid and p.proname = 'take_over')))
     loop
         begin
             execute pg_catalog.format('drop owned by %I', one.rolname);

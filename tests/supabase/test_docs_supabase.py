@@ -39,7 +39,9 @@ def test_the_ways_to_install_run_in_the_order_of_the_page(empty_dsn: str, supaba
         exports = dict(re.findall(r"^export (\w+)=(\S+)$", text, re.M))
         (command,) = (line for line in text.splitlines() if not line.startswith("export "))
         words = shlex.split(command)[1:]
-        if exports:
+        if "QUEUE_WORKER_SCHEMA" in exports:
+            program = Program(DATABASE_URL=empty_dsn, **exports)
+        elif exports:
             assert exports.keys() == {"SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY"}
             program = Program(
                 SUPABASE_URL=supabase.url, SUPABASE_SERVICE_ROLE_KEY=supabase.secret_key, QUEUE_WORKER_BURST="1"
@@ -50,6 +52,11 @@ def test_the_ways_to_install_run_in_the_order_of_the_page(empty_dsn: str, supaba
             words.append("--yes")
         printed[" ".join(words)] = program.ok(*words).out
     assert len(printed) == 5
+    with psycopg.connect(empty_dsn) as db:
+        left = db.execute(
+            "select nspname from pg_namespace where nspname ~ '^(queue_worker|staging)' order by 1"
+        ).fetchall()
+    assert left == [("staging",), ("staging_data",)]
 
 
 def test_a_function_by_name_and_the_ack_commit_together_as_the_page_says(

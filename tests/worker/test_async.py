@@ -16,7 +16,7 @@ from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import app_of, turns
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 
 class Numbered(BaseModel):
@@ -148,7 +148,7 @@ def test_a_handler_that_swallows_the_cancel_is_stuck(dsn: str, engine: Engine) -
     assert engine.count("dead") == 1
 
 
-@pytest.mark.conformance(without="rest")
+@pytest.mark.conformance(without="rest", hosted=True)
 def test_a_blocking_call_on_the_loop_is_slow_but_right(dsn: str, effects: Engine) -> None:
     """Transactions of interleaved tasks do not mix, and calls inside one belong to it."""
     effects.fill(6)
@@ -168,7 +168,7 @@ def test_a_blocking_call_on_the_loop_is_slow_but_right(dsn: str, effects: Engine
     assert sent == [(2,), (4,), (6,)]
 
 
-@pytest.mark.conformance(without="rest")
+@pytest.mark.conformance(without="rest", hosted=True)
 def test_a_transaction_in_a_thread_of_its_own_leaves_the_loop_free(dsn: str, effects: Engine) -> None:
     effects.fill(4)
 

@@ -17,7 +17,7 @@ from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, hurry
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 
 class Numbered(BaseModel):
@@ -180,7 +180,7 @@ def test_an_async_batch_is_stopped_when_none_of_its_messages_is_left(dsn: str, e
     assert ended == ["async"]
 
 
-@pytest.mark.conformance(without="rest")
+@pytest.mark.conformance(without="rest", hosted=True)
 def test_a_transaction_settles_its_own_message(dsn: str, effects: Engine) -> None:
     effects.fill(3)
 

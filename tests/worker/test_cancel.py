@@ -18,7 +18,7 @@ from tests.worker import isolated
 from tests.worker.kit import Door, app_of, turns
 from tests.worker.processes import NOTES
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 CANCEL = """
 do $$ begin
@@ -139,7 +139,7 @@ def test_a_batch_goes_on_with_the_others(dsn: str, engine: Engine) -> None:
     untouched(engine)
 
 
-@pytest.mark.conformance(without="rest")
+@pytest.mark.conformance(without="rest", hosted=True)
 def test_a_transaction_that_has_begun_cannot_be_cancelled_any_more(dsn: str, effects: Engine) -> None:
     door = Door()
 

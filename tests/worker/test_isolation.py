@@ -26,7 +26,7 @@ from tests.sql.engine import Engine
 from tests.worker import isolated
 from tests.worker.processes import NOTES, Zygote
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 
 def app_of(handler: Any = isolated.handle, **options: Any) -> App:
@@ -137,7 +137,7 @@ def test_exceptions_and_steering_cross_the_border(dsn: str, noted: Engine) -> No
     assert due == 9
 
 
-@pytest.mark.conformance(without="rest")
+@pytest.mark.conformance(without="rest", hosted=True)
 def test_rows_and_ack_commit_together_over_the_childs_own_connection(dsn: str, noted: Engine) -> None:
     one, two = noted.send({"do": "write"}), noted.send({"do": "write and raise"})
     with events.capture("message.late_error") as late, running(dsn, app_of()):

@@ -16,7 +16,7 @@ from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of
 from tests.worker.test_cancel import ticks
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 SHOWN = "select msg_id, done, total, note from queue_worker.progress order by msg_id"
 
@@ -77,7 +77,7 @@ def test_the_next_attempt_does_not_show_the_progress_of_the_last(dsn: str, engin
         wait_until(lambda: engine.count("archive") == 1)
 
 
-@pytest.mark.conformance(only="direct")
+@pytest.mark.conformance(only="direct", hosted=True)
 def test_all_jobs_of_all_queues_are_written_in_one_call_and_the_last_value_counts(dsn: str, engine: Engine) -> None:
     engine.rows("select queue_worker.create_queue('other')")
     engine.rows("create table calls (jobs int)")

@@ -24,7 +24,7 @@ from tests.stages import Stage
 from tests.worker.kit import app_of
 from tests.worker.processes import Zygote
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 Meddle = Callable[[str, Mapping[str, Any]], None]
 
@@ -329,7 +329,7 @@ def test_a_worker_is_woken_by_an_edit_and_fires(engine: Engine, dsn: str, stage:
         if stage.transport == "direct":
             wait_until(
                 lambda: engine.rows(
-                    "select pid from pg_stat_activity where query = 'listen queue_worker'"
+                    "select pid from pg_stat_activity where query = 'listen \"queue_worker\"'"
                     " and datname = current_database()"
                 ),
                 20,
