@@ -128,6 +128,28 @@ def test_who_owns_the_database_needs_no_superuser_and_takes_over_the_queue_of_th
     assert Program(DATABASE_URL=url).ok("doctor", "--security").out.endswith("nothing is wrong\n")
 
 
+@pytest.mark.parametrize("options", ["createrole createdb bypassrls", "nocreaterole"])
+def test_whoever_migrates_may_run_what_the_doctor_prints(server_of_ones_own: Server, options: str) -> None:
+    url = server_of_ones_own.database(options=options)
+    program = Program(DATABASE_URL=url)
+    program.ok("migrate")
+    program.ok("create", "email")
+    with psycopg.connect(url, autocommit=True) as db:
+        for act in (
+            "drop function queue_worker.sign_off", "alter function queue_worker.extend security definer",
+            "grant select on pgmq.q_email to anon", "alter table pgmq.a_email disable row level security",
+            "grant execute on function queue_worker.purge to authenticated",
+        ):  # fmt: skip
+            db.execute(act.encode())
+        for option, count in ((["--security"], 4), ([], 1)):
+            findings = program("doctor", "--json", *option).json["findings"]
+            assert len(findings) == count
+            for one in findings:
+                db.execute(one["fix"].encode())
+    assert program.ok("doctor", "--json").json["healthy"]
+    assert program.ok("doctor", "--security", "--json").json["healthy"]
+
+
 def test_a_queue_that_belongs_to_somebody_else_is_refused_with_the_line_that_gives_it(
     server_of_ones_own: Server,
 ) -> None:
