@@ -1,24 +1,15 @@
-"""Looks for what is wrong with a database and its queues, and says what mends it."""
+"""Looks for what is wrong with a database, its queues and the way there, and says what mends it."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from queue_worker import migrate
-from queue_worker._version import __version__
-from queue_worker.errors import SchemaError
-from queue_worker.migrate_files import BOOTSTRAP, Migration, read_migrations
-from queue_worker.schema_name import renamed
+from queue_worker.errors import CallRefused, SchemaError
 from queue_worker.transport import Database, Transport
-
-_FUNCTION = re.compile(
-    r"^create (?:or replace )?(?:function|procedure) queue_worker(?:_data)?\.(\w+)\s*\(.*?\bas \$\$(.*?)\$\$;?\s*$",
-    re.MULTILINE | re.DOTALL,
-)
+from queue_worker.transport.rest_errors import NOT_EXPOSED
 
 
 class Finding(NamedTuple):
@@ -30,69 +21,48 @@ class Finding(NamedTuple):
     fix: str
 
 
-def examine(transport: Transport) -> list[Finding]:
-    """Return what is wrong, the worst first; an empty list when all is well.
+class Report(NamedTuple):
+    """What is behind a connection, by names for a person, and what is wrong, the worst first."""
 
-    Without our schema, or with one that is too old or too new, that is the only finding. Raises TransportUnavailable,
-    and CallRefused where the role may not look.
+    about: Mapping[str, str]
+    findings: list[Finding]
+
+
+def examine(database: Database, *, security: bool = False) -> Report:
+    """Look at the database; `security`: at the rights on what is ours, see docs/security.md.
+
+    Without our schema, with one that is too old or too new, or one that the API hides, that is the only finding.
+    Raises TransportUnavailable, and CallRefused where the role may not look.
     """
-    if schema := _schema(transport):
-        return [schema]
+    transport = database.transport()
+    if first := _entrance(transport):
+        return Report(database.about(), [first])
+    exposed = database.exposed_schemas()
     now = datetime.now(UTC)
-    rows = transport.call("queue_worker.diagnose", {"client_now": now}).dicts()
-    return [*_edited(transport), *(Finding(**row) for row in rows)]
+    rows = transport.call("queue_worker.about", {"client_now": now, "exposed": exposed}).dicts()
+    about = {**database.about(), **{row["name"]: row["value"] for row in rows}}
+    return Report(about, _rights(transport, exposed) if security else _state(transport))
 
 
-def examine_security(transport: Transport) -> list[Finding]:
-    """Return what is wrong with the rights on what is ours: SQL `queue_worker.security`, see docs/security.md.
+def _state(transport: Transport) -> list[Finding]:
+    rows = transport.call("queue_worker.diagnose", {"client_now": datetime.now(UTC)}).dicts()
+    return [Finding(**row) for row in rows]
 
-    Raises as `examine` does.
-    """
-    if schema := _schema(transport):
-        return [schema]
-    rows = transport.call("queue_worker.security", {}).dicts()
+
+def _rights(transport: Transport, exposed: list[str] | None) -> list[Finding]:
+    rows = transport.call("queue_worker.security", {"exposed": exposed}).dicts()
     return [Finding("security", None, f"{one['rule']}: {one['object']} {one['finding']}", one["fix"]) for one in rows]
 
 
-def describe(database: Database) -> dict[str, str]:
-    """Return what is behind the connection, by names for a person. Needs the schema; raises as `examine` does."""
-    rows = database.transport().call("queue_worker.about", {}).dicts()
-    return {"connection": database.description, **{row["name"]: row["value"] for row in rows}}
-
-
-def _schema(transport: Transport) -> Finding | None:
-    status = migrate.check_through(transport.call)
+def _entrance(transport: Transport) -> Finding | None:
+    """Return what keeps everything else from being asked."""
     try:
-        migrate.require(status)
+        migrate.require(migrate.check_through(transport.call))
     except SchemaError as error:
         return Finding("schema", None, str(error), "queue-worker migrate")
+    except CallRefused as refusal:
+        if refusal.sqlstate != NOT_EXPOSED:
+            raise
+        finding, _, fix = str(refusal).partition(": ")
+        return Finding("api", None, finding, fix)
     return None
-
-
-def _edited(transport: Transport) -> list[Finding]:
-    """Return the functions whose body in the database is none that the files of this version know."""
-    known = bodies(read_migrations(migrate.sql_dir()))
-    rows = transport.call("queue_worker.list_functions", {}).dicts()
-    return [
-        Finding(
-            "schema", None, f"function {name} was edited in the database", f"restore it from queue-worker {__version__}"
-        )
-        for name in sorted({row["name"] for row in rows if row["body_md5"] not in known.get(_bare(row["name"]), ())})
-    ]
-
-
-def _bare(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def bodies(migrations: Iterable[Migration]) -> dict[str, set[str]]:
-    """Return the MD5 sums of all bodies that the files have ever given each function, by its name without schema.
-
-    A function may have moved from the exposed schema to the other one.
-    """
-    found: dict[str, set[str]] = {}
-    for text in (BOOTSTRAP, *(migration.text for migration in migrations)):
-        for name, body in _FUNCTION.findall(text):
-            known = hashlib.md5(renamed(body).encode(), usedforsecurity=False).hexdigest()
-            found.setdefault(name, set()).add(known)
-    return found

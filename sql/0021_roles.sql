@@ -168,6 +168,7 @@ declare
     owner constant name := queue_worker_data.owner();
     one record;
     outsider text;
+    counter text;
 begin
     perform queue_worker_data.check_environment(take_over.queue);
     for one in
@@ -175,6 +176,7 @@ begin
         from pg_catalog.pg_class c
         where c.relnamespace = 'pgmq'::regnamespace and c.relname in ('q_' || take_over.queue, 'a_' || take_over.queue)
     loop
+        counter := pg_catalog.pg_get_serial_sequence(one.name, 'msg_id');
         if pg_catalog.pg_get_userbyid(one.relowner) <> owner then
             begin
                 execute pg_catalog.format('alter table %s owner to %I', one.name, owner);
@@ -213,6 +215,9 @@ begin
                 where r.rolname in ('anon', 'authenticated')
         loop
             execute pg_catalog.format('revoke all on table %s from %s', one.name, outsider);
+            if counter is not null then
+                execute pg_catalog.format('revoke all on sequence %s from %s', counter, outsider);
+            end if;
         end loop;
         if exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role') then
             -- Supabase's pgmq_public.send and the like, called with the service key.

@@ -615,7 +615,7 @@ begin
         return query select 'clock', null::text,
             pg_catalog.format('the server''s clock is %s s %s this machine''s', pg_catalog.round(abs(skew)::numeric, 1),
                 case when skew > 0 then 'ahead of' else 'behind' end),
-            'let NTP set the clocks of both; due times count by the server''s';
+            'timedatectl set-ntp true  # where the clock is wrong; due times count by the server''s';
     end if;
     return query select 'snapshot', null::text,
             pg_catalog.format('process %s (%s, %s) has a transaction open for %s s: no vacuum removes what died since, and'
@@ -631,9 +631,13 @@ begin
         from pg_catalog.pg_prepared_xacts p where p.prepared < since;
     if pg_catalog.current_setting('autovacuum') = 'off' or pg_catalog.current_setting('track_counts') = 'off' then
         return query select 'vacuum', null::text, 'autovacuum is off: dead rows pile up until claims crawl',
-            'set autovacuum and track_counts to on in postgresql.conf';
+            'alter system set autovacuum = on; alter system set track_counts = on; select pg_reload_conf();';
     end if;
-    return query select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_tables(dead_rows) d;
+    -- The last three are made by 0029.
+    return query select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_tables(dead_rows) d
+        union all select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_functions() d
+        union all select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_rights() d
+        union all select d.subject, d.queue, d.finding, d.fix from queue_worker_data.diagnose_others() d;
 end $$;
 
 

@@ -25,13 +25,12 @@ def doctor(
     as_json: AsJson = False,
 ) -> int:
     """Look for what is wrong with database and queues. The exit code is 1 if something is."""
-    from queue_worker.doctor import describe, examine, examine_security
+    from queue_worker.doctor import examine
     from queue_worker.opening import open_database
 
     opened = open_database(common.settings(), look=True)
     try:
-        findings = (examine_security if security else examine)(opened.transport())
-        about = {} if findings and findings[0].subject == "schema" else describe(opened)
+        about, findings = examine(opened, security=security)
     finally:
         opened.close()
     if as_json:

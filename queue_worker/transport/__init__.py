@@ -100,6 +100,12 @@ class Database(Protocol):
     def description(self) -> str:
         """One word or two for the start-up line."""
 
+    def about(self) -> dict[str, str]:
+        """Return what kind of connection this is, by names for a person; asks nobody."""
+
+    def exposed_schemas(self) -> list[str] | None:
+        """Return which schemas the API shows, None where there is no API on the way; raises TransportUnavailable."""
+
     @property
     def pool(self) -> Pool:
         """The calls of handlers."""

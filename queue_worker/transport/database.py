@@ -48,6 +48,15 @@ class PostgresDatabase:
         """One word or two for the start-up line."""
         return "postgres (transaction pooler)" if self.pooler else "postgres"
 
+    def about(self) -> dict[str, str]:
+        """See `Database`."""
+        kind = "in transaction mode: every transaction may have another server" if self.pooler else "none found"
+        return {"connection": "postgres", "pooler": kind}
+
+    def exposed_schemas(self) -> None:
+        """Return None: no API is on the way."""
+        return
+
     def transport(self, *, receipts: bool = False) -> PostgresTransport:
         """Return a transport with a connection of its own; `receipts` for the engine's calls."""
         transport = PostgresTransport(self.conninfo, pooler=self.pooler, receipts=receipts)

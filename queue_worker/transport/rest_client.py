@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from queue_worker.errors import TransportUnavailable
 from queue_worker.schema_name import current
-from queue_worker.transport.rest_errors import explain, unreached
+from queue_worker.transport.rest_errors import explain, exposed_in, unreached
 
 if TYPE_CHECKING:
     import httpx
@@ -86,6 +86,23 @@ class RestClient:
                 raise unreached(error, self.host) from None
         self._found(False)
         return answer
+
+    def exposed_schemas(self) -> list[str] | None:
+        """Return which schemas the API shows, as it says when it is asked for one that nobody has; None: it does not.
+
+        Raises TransportUnavailable, or CallRefused for a wrong certificate.
+        """
+        import httpx
+
+        try:
+            with self._used() as client:
+                headers = {"Content-Profile": "queue_worker asks what there is"}
+                answer = client.session.post(f"{self._url}/rest/v1/rpc/call", json={}, headers=headers).json()
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise unreached(error, self.host) from None
+        except ValueError:
+            return None
+        return exposed_in(answer) if isinstance(answer, dict) else None
 
     def close(self) -> None:
         """Close the connections, those in use when their calls have ended; the next call opens new ones."""

@@ -6,16 +6,18 @@ Codes: PostgREST's documentation, "Errors"; what Supabase's gateway adds: its gu
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from queue_worker.errors import CallRefused, TransportError, TransportUnavailable
 from queue_worker.sqlstates import server_trouble
 
 UNKNOWN_ROLE = "WRONG_ROLE"
-
-SETTINGS = ("PGRST106", "PGRST301", "PGRST302", "PGRST303", "WRONG_KEY", "WRONG_URL", "WRONG_TLS", UNKNOWN_ROLE)
-"""Codes of `CallRefused` for what only a person mends: at the start they are exit 78."""
-
 MISSING_FUNCTION = "PGRST202"
+NOT_EXPOSED = "PGRST106"
+
+SETTINGS = (NOT_EXPOSED, "PGRST301", "PGRST302", "PGRST303", "WRONG_KEY", "WRONG_URL", "WRONG_TLS", UNKNOWN_ROLE)
+"""Codes of `CallRefused` for what only a person mends: at the start they are exit 78."""
 
 NEEDS_URL = (
     "this needs a Postgres connection: set DATABASE_URL (Supabase: Connect > Session pooler). Without one, paste"
@@ -37,13 +39,15 @@ _MIGRATE = (
 _PAUSED = "the Supabase project is paused: restore it in the dashboard"
 _AWAY = ("PGRST000", "PGRST001", "PGRST002", "PGRST003")
 _SAID = {
-    "PGRST106": _EXPOSE,
+    NOT_EXPOSED: _EXPOSE,
     "PGRST301": _KEY,
     "PGRST302": _KEY,
     "PGRST303": _KEY,
     UNKNOWN_ROLE: _KEY,
     MISSING_FUNCTION: _MIGRATE,
 }
+# Up to version 12 it is the message, later the hint.
+_EXPOSED = re.compile(r"(?:one of the following|schemas are exposed): (.+)")
 # An HTTP status has three digits, PostgREST's own codes begin with PGRST.
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 
@@ -69,6 +73,14 @@ def explain(code: str, message: str, hint: str, status: int, schema: str) -> Tra
     if sqlstate:
         return CallRefused(f"{message} ({one_line(hint)})" if hint else message, code)
     return _by_status(status, message, code)
+
+
+def exposed_in(answer: Mapping[str, Any]) -> list[str] | None:
+    """Return the schemas that PostgREST names where it was asked for one that it does not show; None: it names none."""
+    for key in ("hint", "message"):
+        if answer.get("code") == NOT_EXPOSED and (found := _EXPOSED.search(str(answer.get(key) or ""))):
+            return [name.strip() for name in found[1].split(",")]
+    return None
 
 
 def _by_status(status: int, message: str, code: str) -> CallRefused:

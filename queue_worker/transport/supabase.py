@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from queue_worker.config_keys import role_of
+from queue_worker.config_keys import notice, role_of
 from queue_worker.errors import CallRefused, ConfigError, TransportUnavailable, TransportUnsupported
 from queue_worker.schema_name import current, renamed, renamed_arguments, use
 from queue_worker.transport import Listener, Rows
@@ -25,11 +25,11 @@ _TURN = "queue_worker.settle_claim"
 _REPEATABLE = frozenset(
     f"queue_worker.{name}"
     for name in (
-        "archived", "close_breaker", "create_queue", "diagnose", "due", "due_schedules", "extend", "heartbeat", "hold",
-        "limits", "list_audit", "list_dead", "list_functions", "list_payments", "list_producers", "list_progress",
-        "list_queues", "list_schedules", "list_workers", "lost", "message", "messages", "pause", "payment", "release",
-        "report_progress", "result", "resume", "run_report", "sandbox_find", "schedule", "schema_version", "settle",
-        "sign_off", "trip",
+        "about", "archived", "close_breaker", "create_queue", "diagnose", "due", "due_schedules", "extend", "heartbeat",
+        "hold", "limits", "list_audit", "list_dead", "list_functions", "list_payments", "list_producers",
+        "list_progress", "list_queues", "list_schedules", "list_workers", "lost", "message", "messages", "pause",
+        "payment", "release", "report_progress", "result", "resume", "run_report", "sandbox_find", "schedule",
+        "schema_version", "security", "settle", "sign_off", "trip",
     )
 )  # fmt: skip
 
@@ -162,6 +162,17 @@ class SupabaseDatabase:
         self._client = RestClient(url, key, schema=schema, answer_seconds=answer_seconds)
         self.pool = SupabaseTransport(self._client)
         self.description = f"supabase (REST), key for {role_of(key) or 'a role that it does not tell'}"
+        self._about = {"connection": self.description}
+        if wide := notice(key):
+            self._about["key"] = wide
+
+    def about(self) -> dict[str, str]:
+        """See `Database`."""
+        return dict(self._about)
+
+    def exposed_schemas(self) -> list[str] | None:
+        """See `Database`; None too where an API does not tell."""
+        return self._client.exposed_schemas()
 
     def transport(self, *, receipts: bool = False) -> SupabaseTransport:
         """Return a transport; `receipts` for the engine's calls, whose loops repeat by themselves."""

@@ -1,8 +1,7 @@
-"""Commands of operators on a real database: cancel, complete, purge, drop, edit, redrive, purge-subject, doctor."""
+"""Commands of operators on a real database: cancel, complete, purge, drop, edit, redrive, purge-subject."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import psycopg
@@ -158,35 +157,3 @@ def test_status_shows_limits_breakers_and_progress_where_there_are_any(post: Pro
     found = post.ok("status", "--json").json
     assert found["progress"][0]["note"] == "third page"
     assert (found["queues"][0]["broken_reason"], found["queues"][0]["ordered"]) == ("HTTP 503", True)
-
-
-def test_doctor_names_what_is_wrong_and_its_fix(post: Program, db: Db) -> None:
-    healthy = post.ok("doctor", "--json").json
-    assert (healthy["healthy"], healthy["findings"]) == (True, [])
-    assert healthy["about"].keys() == {"connection", "owner", "pgmq", "postgres", "role"}
-    db.execute("drop trigger queue_worker_wake on pgmq.q_post")
-    db.execute(
-        "create or replace function queue_worker.sign_off(worker text) returns void language sql as 'select null'"
-    )
-    done = post("doctor")
-    assert done.code == 1
-    assert "function queue_worker.sign_off was edited in the database" in done.out
-    assert "queue post: its trigger queue_worker_wake is missing or disabled" in done.out
-    assert "    select queue_worker.create_queue('post');" in done.out
-    db.execute("drop schema queue_worker cascade")
-    done = post("doctor", "--json")
-    assert (done.code, [one["fix"] for one in done.json["findings"]]) == (1, ["queue-worker migrate"])
-    assert json.dumps(done.json)
-
-
-def test_doctor_looks_at_rights(post: Program, db: Db) -> None:
-    assert post.ok("doctor", "--security").out.endswith("nothing is wrong\n")
-    db.execute("grant delete on pgmq.a_post to public")
-    done = post("doctor", "--security")
-    assert done.code == 1
-    assert (
-        "security: grant: pgmq.a_post public may delete it\n    revoke all on table pgmq.a_post from public;"
-        in done.out
-    )
-    db.execute("revoke all on table pgmq.a_post from public")
-    assert post.ok("doctor", "--security", "--json").json["healthy"]

@@ -15,6 +15,7 @@ from tests.blackbox.program import Program
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.stages import Dsn
+from tests.supabase import dashboard
 from tests.supabase.project import Project, jwt
 
 pytestmark = pytest.mark.full
@@ -91,9 +92,11 @@ def test_a_function_by_name_and_the_ack_commit_together_as_the_page_says(
 def test_the_statements_of_the_page_of_security_run_and_the_narrow_key_is_enough_for_a_worker(
     supabase: Project, db: psycopg.Connection[Any], dsn: str
 ) -> None:
+    dashboard.expose_queues(db)
     db.execute("select queue_worker.create_queue('invoices')")
     (_, sql), _ = blocks("connections.md")
     db.execute(sql.encode())
+    assert Program(DATABASE_URL=dsn)("doctor", "--security").code == 1
     for language, text in blocks("security.md"):
         if language == "sql":
             db.execute(text.encode())
@@ -131,9 +134,16 @@ def test_the_statements_of_the_page_of_security_run_and_the_narrow_key_is_enough
     assert "is enough" not in narrow.ok("start", "--burst").err
 
 
-def test_the_doctor_says_what_the_page_shows(dsn: str) -> None:
+def test_the_doctor_says_what_the_page_shows(dsn: str, db: psycopg.Connection[Any]) -> None:
     program = Program(DATABASE_URL=dsn)
-    (_, first), (_, shown), (_, second) = blocks("doctor.md")
+    (_, first), (_, shown), (_, mending), (_, second) = blocks("doctor.md")
     said = program.ok(*shlex.split(first)[1:]).out
     assert re.sub(r"\d+\.\d+", "N", said) == re.sub(r"\d+\.\d+", "N", shown)
+    db.execute("alter function queue_worker.sign_off rename to other")
+    db.execute("revoke execute on function queue_worker.claim from queue_worker")
+    assert program("doctor").code == 1
+    db.execute("drop function queue_worker.other")
+    for statement in mending.splitlines():
+        db.execute(statement.encode())
+    assert program.ok(*shlex.split(first)[1:]).out == said
     assert program.ok(*shlex.split(second)[1:]).out.endswith("nothing is wrong\n")

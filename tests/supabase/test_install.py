@@ -45,6 +45,28 @@ def test_who_owns_the_database_needs_no_superuser_and_takes_over_the_queue_of_th
     assert Program(DATABASE_URL=url).ok("doctor", "--security").out.endswith("nothing is wrong\n")
 
 
+@pytest.mark.parametrize("options", ["createrole createdb bypassrls", "nocreaterole"])
+def test_whoever_migrates_may_run_what_the_doctor_prints(server_of_ones_own: Server, options: str) -> None:
+    url = server_of_ones_own.database(options=options)
+    program = Program(DATABASE_URL=url)
+    program.ok("migrate")
+    program.ok("create", "email")
+    with psycopg.connect(url, autocommit=True) as db:
+        for act in (
+            "drop function queue_worker.sign_off", "alter function queue_worker.extend security definer",
+            "grant select on pgmq.q_email to anon", "alter table pgmq.a_email disable row level security",
+            "grant execute on function queue_worker.purge to authenticated",
+        ):  # fmt: skip
+            db.execute(act.encode())
+        for option, count in ((["--security"], 4), ([], 1)):
+            findings = program("doctor", "--json", *option).json["findings"]
+            assert len(findings) == count
+            for one in findings:
+                db.execute(one["fix"].encode())
+    assert program.ok("doctor", "--json").json["healthy"]
+    assert program.ok("doctor", "--security", "--json").json["healthy"]
+
+
 def test_a_queue_that_belongs_to_somebody_else_is_refused_with_the_line_that_gives_it(
     server_of_ones_own: Server,
 ) -> None:
@@ -156,9 +178,9 @@ def test_what_rest_cannot_install_is_one_line_that_names_the_ways(dsn: str) -> N
 def test_a_schema_that_is_not_exposed_stops_the_start_with_the_place_to_do_it(dsn: str) -> None:
     with project(dsn, schemas="public") as made:
         program = Program(SUPABASE_URL=made.url, SUPABASE_SERVICE_ROLE_KEY=made.service_key)
-        for command in (["start"], ["status"], ["doctor"]):
-            done = program(*command, QUEUE_WORKER_LOG_LEVEL="ERROR")
-            assert done.code == (78 if command == ["start"] else 1)
+        for command, code in (("start", 78), ("status", 1)):
+            done = program(command, QUEUE_WORKER_LOG_LEVEL="ERROR")
+            assert done.code == code
             assert "Project Settings > Data API > Exposed schemas (self-hosted: PGRST_DB_SCHEMAS" in done.err
 
 
