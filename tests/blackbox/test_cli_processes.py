@@ -87,7 +87,8 @@ def all_ready(worker: Worker, times: int = 1) -> None:
 
 def started(count: int, worker: Worker) -> set[int]:
     """Wait for handlers that wait; returns the processes they run in."""
-    wait_until(lambda: len(list(Path("started").iterdir())) == count, 30, lambda: worker.log)
+    # A file is there before it is written.
+    wait_until(lambda: sum(1 for one in Path("started").iterdir() if one.read_text()) == count, 30, lambda: worker.log)
     return {int(path.read_text()) for path in Path("started").iterdir()}
 
 
