@@ -13,7 +13,7 @@ from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of, hurry, turns
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.conformance(hosted=True)
 
 
 def state(engine: Engine, column: str) -> Any:
