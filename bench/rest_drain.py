@@ -12,19 +12,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
-import threading
 import time
-from pathlib import Path
 
 import httpx
 import psycopg
+from drain import fill, worker
 from postgrest import SyncPostgrestClient
 from project import prepared
 
-from queue_worker import App, Job
-from queue_worker.config import load_settings
-from queue_worker.service import Service
 from tests.supabase.postgrest import postgrest
 from tests.supabase.project import jwt, project
 
@@ -41,16 +36,6 @@ grant execute on all functions in schema pgmq_public, pgmq to service_role;
 """
 
 
-def fill(url: str, queue: str, count: int) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            "insert into pgmq.q_" + queue + " (vt, message) select clock_timestamp(),"
-            " jsonb_build_object('id', g, 'text', repeat('x', 170)) from generate_series(1, %s) g",
-            [count],
-        )
-        connection.execute("checkpoint")
-
-
 def documented(url: str, count: int) -> float:
     key = jwt("service_role")
     headers = {"apikey": key, "Authorization": f"Bearer {key}"}
@@ -63,37 +48,6 @@ def documented(url: str, count: int) -> float:
                 client.rpc("delete", {"queue_name": "bare", "message_id": one["msg_id"]}).execute()
             seen += len(found)
         return seen / (time.perf_counter() - start)
-
-
-def worker(url: str, dsn: str, count: int) -> float:
-    app = App(builtins=False)
-    seen: list[int] = []
-    times: list[float] = []
-
-    @app.processor("fast", batch_size=100, on_success="delete")
-    def handle(job: Job) -> None:
-        if not seen:
-            times.append(time.perf_counter())
-        seen.append(job.payload["id"])
-
-    overrides = {"supabase_url": url, "supabase_service_role_key": jwt("service_role"), "burst": True}
-    service = Service(load_settings({**overrides, "state_dir": Path(tempfile.mkdtemp()), "log_level": "WARNING"}), app)
-    ended: list[float] = []
-
-    def watch() -> None:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            while not ended:
-                left = connection.execute("select 1 from pgmq.q_fast limit 1").fetchone()
-                if len(seen) >= count and not left:
-                    ended.append(time.perf_counter())
-                time.sleep(0.002)
-
-    observer = threading.Thread(target=watch)
-    observer.start()
-    assert service.run() == 0
-    observer.join()
-    assert sorted(seen) == list(range(1, count + 1)), "lost or twice"
-    return count / (ended[0] - times[0])
 
 
 def main() -> None:
@@ -112,7 +66,7 @@ def main() -> None:
                 fill(server.url, "bare", args.messages)
                 one = documented(f"http://127.0.0.1:{public.port}", args.messages)
                 fill(server.url, "fast", args.messages)
-                two = worker(ours.url, server.url, args.messages)
+                two = worker(server.url, "fast", args.messages, 100, 10, **ours.settings())
                 ratios.append(two / one)
                 print(
                     f"round {number}: documented {one:,.0f}/s  worker {two:,.0f}/s  ratio {two / one:.1f}", flush=True

@@ -104,7 +104,6 @@ def producer_pool(database: Settings | str) -> Transport:
     if database.transport == "supabase":
         return _shared_rest(database)
     pooler = pooler_of(database)
-    use(database.db_schema)
     key = (database.transport, database.dsn or database.state_dir.absolute(), pooler)
     with _opening:
         found = _pools.get(key)
@@ -124,8 +123,13 @@ def _shared_rest(settings: Settings) -> Transport:
 
 def _shared(key: Hashable, conninfo: Callable[[], str], pooler: bool | None, size: int) -> Transport:
     with _opening:
+        found = _pools.get(key)
+    if found is not None:
+        return found
+    # Without the lock: a database that does not answer must not hold up the producers of another one.
+    known = detect(conninfo()) if pooler is None else pooler
+    with _opening:
         if key not in _pools:
-            known = detect(conninfo()) if pooler is None else pooler
             _pools[key] = TransactionPool(conninfo, pooler=known, size=size, receipts=True)
         return _pools[key]
 

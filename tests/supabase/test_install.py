@@ -164,6 +164,16 @@ def test_uninstall_leaves_the_queues_and_migrate_brings_all_back(server_of_ones_
     assert archived(server_of_ones_own.url("postgres")) == 4
 
 
+def test_whoever_uninstalls_owns_the_queues_afterwards(server_of_ones_own: Server) -> None:
+    """Without a role of ours that owns them they are the login's, until then."""
+    url = server_of_ones_own.database(options="nocreaterole")
+    Program(DATABASE_URL=url).ok("migrate")
+    Program(DATABASE_URL=url).ok("create", "email")
+    assert owners(url) == {"login"}
+    Program(DATABASE_URL=server_of_ones_own.url("postgres")).ok("migrate", "--uninstall", "--yes")
+    assert owners(url) == {"postgres"}
+
+
 def test_what_rest_cannot_install_is_one_line_that_names_the_ways(dsn: str) -> None:
     with project(dsn) as made:
         program = Program(SUPABASE_URL=made.url, SUPABASE_SERVICE_ROLE_KEY=made.service_key)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from queue_worker import Job, Unavailable
+from queue_worker.run import Run
+from queue_worker.threads import ThreadExecutor
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import Door, app_of, hurry, turns
@@ -215,6 +217,29 @@ def test_what_expired_while_the_provider_was_down_is_not_the_trial(engine: Engin
     with running(dsn, app_of(lambda job: None)):
         wait_until(lambda: state(engine, "broken_at") is None, 20)
     assert (engine.count("archive"), engine.count("dead")) == (1, 3)
+
+
+def test_the_trial_is_not_given_back_by_the_pause_that_it_is_to_end(
+    engine: Engine, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late its thread begins, and however often the loop has heard of the pause by then."""
+    begin, door = ThreadExecutor._begin, Door()
+
+    def late(self: ThreadExecutor, run: Run, thread: int, now: float) -> bool:
+        if run.message.probe:
+            door.wait()
+        return begin(self, run, thread, now)
+
+    monkeypatch.setattr(ThreadExecutor, "_begin", late)
+    engine.fill(1)
+    engine.rows("select queue_worker.trip('work', 60, 3600, 'down')")
+    pass_time(engine)
+    with running(dsn, app_of(lambda job: None)) as worker:
+        door.reached()
+        turns(worker, "work")
+        door.open()
+        wait_until(lambda: state(engine, "broken_at") is None, 20)
+    assert engine.value("select read_ct from pgmq.a_work") == 1
 
 
 def test_a_processor_that_wants_order_makes_its_queue_ordered(engine: Engine, dsn: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from queue_worker import Job, events
 from queue_worker.broker import DatabaseContext
 from queue_worker.config import load_settings
+from queue_worker.errors import LeaseLost
 from queue_worker.executor import Executor
 from queue_worker.lease import overdue
 from queue_worker.message import Message, Receipt, Release
@@ -84,6 +85,39 @@ def test_a_lost_lease_that_nobody_noticed_is_refused_at_the_settle(dsn: str, eng
         assert engine.state(msg_id).read_ct == new[1]
     assert len(lost) == 1
     assert engine.settle(done=[new]) == {}
+
+
+COUNTED = """
+create sequence public.calls;
+create function public.count_call() returns bigint language sql as $$ select nextval('public.calls') $$;
+grant usage on sequence public.calls to service_role;
+grant execute on function public.count_call to service_role;
+select queue_worker.allow_function('public.count_call');
+"""
+
+
+def test_functions_by_name_are_not_called_for_a_lease_that_is_lost(dsn: str, engine: Engine) -> None:
+    """A sequence shows a call that was rolled back too."""
+    engine.rows(COUNTED)
+    door, refused = Door(), []
+
+    def handle(job: Job[dict[str, Any]]) -> None:
+        door.wait()
+        try:
+            job.finish("public.count_call")
+        except LeaseLost as error:
+            refused.append(error)
+            raise
+
+    engine.send({})
+    with running(dsn, app_of(handle, lease=600)):
+        door.reached()
+        new = by_another(engine)
+        door.open()
+        wait_until(lambda: refused)
+    assert engine.value("select is_called from public.calls") is False
+    assert engine.settle(done=[new]) == {}
+    assert engine.value("select count(*) from queue_worker.failures") == 0
 
 
 def test_a_process_that_slept_past_its_lease_goes_on_with_its_own_message(dsn: str, engine: Engine) -> None:
