@@ -1,0 +1,133 @@
+"""Counters and history: exact, written by the settle itself, and whole before and after they are folded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from tests.sql.engine import Engine
+
+
+def overview(db: psycopg.Connection[Any], queue: str = "work") -> dict[str, Any]:
+    with db.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute("select * from queue_worker.overview() where queue = %s", [queue]).fetchone()
+    assert row is not None
+    return row
+
+
+def counters(db: psycopg.Connection[Any]) -> tuple[int, ...]:
+    row = db.execute("select done, retried, dead, lost from queue_worker.counters() where queue = 'work'").fetchone()
+    return row or (0, 0, 0, 0)
+
+
+def heartbeat(db: psycopg.Connection[Any]) -> None:
+    db.execute("select queue_worker.heartbeat('w', 'host', 1, '1', array['work'], 5, 2)")
+
+
+def unfolded(db: psycopg.Connection[Any]) -> int:
+    row = db.execute("select count(*) from queue_worker_data.tally").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_each_outcome_is_counted_once_and_a_release_never(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(6)
+    one, two, three, four, five, six = engine.take(6)
+    engine.settle([one, two])
+    engine.settle([], [(three, "retry", 60, "", "boom"), (four, "dead", 0, "rejected", "no")], "archive")
+    engine.release([five])
+    engine.settle([six], on_success="delete")
+    assert counters(db) == (3, 1, 1, 0)
+    assert engine.settle([one]) == {one[0]: "gone"}
+    assert counters(db) == (3, 1, 1, 0)
+
+
+def test_folding_changes_no_number_and_leaves_nothing_behind(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(40)
+    for receipt in engine.take(40):
+        engine.settle([receipt])
+    before, history = counters(db), overview(db)["history"]
+    heartbeat(db)
+    assert unfolded(db) == 0
+    assert counters(db) == before == (40, 0, 0, 0)
+    assert overview(db)["history"] == history
+    assert sum(minute[1] for minute in history) == 40
+
+
+def test_a_transaction_that_rolls_back_counts_nothing(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(1)
+    receipt = engine.take_one()
+    with db.transaction(force_rollback=True):
+        engine.settle([receipt])
+    assert counters(db) == (0, 0, 0, 0)
+
+
+def test_totals_survive_the_archive_and_its_pruning(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(5)
+    engine.settle(engine.take(5))
+    db.execute("select queue_worker.prune('work', 0)")
+    heartbeat(db)
+    db.execute("update queue_worker_data.minutes set minute = minute - interval '8 days'")
+    heartbeat(db)
+    assert overview(db)["history"] == []
+    assert overview(db)["completed"] == 5
+
+
+def test_by_hand_completed_counts_as_done_and_cancelled_does_not(db: psycopg.Connection[Any], engine: Engine) -> None:
+    first, second = engine.send(), engine.send()
+    db.execute("select queue_worker.complete('work', %s)", [first])
+    db.execute("select queue_worker.cancel('work', %s)", [second])
+    assert counters(db) == (1, 0, 0, 0)
+
+
+def test_two_who_fold_at_once_count_nothing_twice(db: psycopg.Connection[Any], dsn: Any, engine: Engine) -> None:
+    engine.fill(10)
+    for receipt in engine.take(10):
+        engine.settle([receipt])
+    with psycopg.connect(str(dsn)) as other, other.transaction():
+        other.execute("select queue_worker_data.fold_tally()")
+        heartbeat(db)
+        assert counters(db) == (10, 0, 0, 0)
+    assert counters(db) == (10, 0, 0, 0)
+
+
+def test_states_of_a_queue_as_the_view_counts_them(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(5)
+    engine.rows("select queue_worker.send('work', '{}', delay_seconds => 60)")
+    running, retried = engine.take(2)
+    engine.settle([], [(retried, "retry", 60, "", "boom")])
+    assert running
+    found = overview(db)
+    view = engine.rows("select waiting, delayed, running, dead from queue_worker.queues where queue = 'work'")
+    assert (found["waiting"], found["delayed"], found["running"], found["dead"]) == tuple(view[0]) == (3, 2, 1, 0)
+    assert not found["capped"]
+    assert found["error_rate"] == 1.0
+
+
+def test_a_long_queue_is_estimated_in_the_overview_and_counted_in_its_status(
+    db: psycopg.Connection[Any], engine: Engine
+) -> None:
+    engine.fill(12_000)
+    db.execute("analyze pgmq.q_work")
+    found = overview(db)
+    assert found["capped"]
+    assert 11_000 < found["waiting"] < 13_000
+    assert engine.value("select waiting from queue_worker.queue_status('work')") == 12_000
+
+
+def pages_read(engine: Engine) -> int:
+    for _ in range(2):  # the first fills the caches of the catalogue
+        (row,) = engine.rows("explain (analyze, buffers, format json) select * from queue_worker.overview()")
+    plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def test_four_times_the_messages_cost_the_overview_no_more(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(15_000)
+    db.execute("vacuum analyze pgmq.q_work")
+    few = pages_read(engine)
+    engine.fill(45_000)
+    db.execute("vacuum analyze pgmq.q_work")
+    assert pages_read(engine) < few * 1.2
