@@ -296,7 +296,7 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- The messages of one queue by state. Counts up to `cap` of a state (null: all); beyond it `capped`, and waiting is an
--- estimate from the size of the table, as the planner makes it: a million index entries would take longer than a page may.
+-- estimate from the server's statistics: to count a million index entries takes longer than a page may.
 create function queue_worker_data.count_states(queue text, cap bigint default 10000)
 returns table (waiting bigint, delayed bigint, running bigint, dead bigint, oldest_seconds double precision,
                capped boolean)
@@ -328,9 +328,8 @@ begin
         from (select from queue_worker_data.dead_letters d where d.queue = count_states.queue limit cap + 1) d;
     capped := coalesce(greatest(waiting, hidden, dead) > cap, false);
     if waiting > cap then
-        select greatest(waiting, (case when c.relpages > 0 then c.reltuples / c.relpages
-                    * (pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int)
-                    else c.reltuples end)::bigint - hidden)
+        select greatest(waiting, coalesce(nullif(pg_catalog.pg_stat_get_live_tuples(c.oid), 0), c.reltuples::bigint)
+                   - hidden)
             into waiting from pg_catalog.pg_class c where c.oid = relation;
     end if;
     return next;
