@@ -48,6 +48,8 @@ __all__ = [
     "load_settings",
 ]
 
+SHORTEST_TOKEN = 16
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -251,6 +253,10 @@ def _check(settings: Settings) -> None:
             "QUEUE_WORKER_REPORTS_BUCKET needs SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY",
         ),
         (settings.grace_seconds >= settings.stop_timeout, clocks),
+        (
+            settings.with_api and settings.processes > 1,
+            "QUEUE_WORKER_WITH_API serves from one process: beside several run `queue-worker api`",
+        ),
         (settings.smtp_user and not settings.smtp_password, "SMTP_USER is set without SMTP_PASSWORD"),
         (settings.smtp_host and not settings.smtp_from_email, "SMTP_HOST is set without SMTP_FROM_EMAIL"),
         (
@@ -265,6 +271,16 @@ def _check(settings: Settings) -> None:
             settings.payments_provider == "stripe" and not settings.stripe_api_key,
             "QUEUE_WORKER_PAYMENTS_PROVIDER=stripe needs QUEUE_WORKER_STRIPE_API_KEY (or STRIPE_API_KEY)",
         ),
+    ]
+    rules += [
+        (
+            bool(token and len(token.get_secret_value()) < SHORTEST_TOKEN),
+            f"{name} must have at least {SHORTEST_TOKEN} characters: `openssl rand -hex 24` makes one",
+        )
+        for name, token in (
+            ("QUEUE_WORKER_API_TOKEN", settings.api_token),
+            ("QUEUE_WORKER_API_READ_TOKEN", settings.api_read_token),
+        )
     ]
     for broken, line in rules:
         if broken:

@@ -121,6 +121,14 @@ class Fields(BaseSettings):
     reload: bool = Field(False, description="For development: start anew whenever a file of the app changes")
     state_dir: Path = Field(Path(".queue-worker"), description="Folder for run files and the embedded Postgres")
 
+    port: int = _bare("PORT", 3001, "Port of the HTTP API; 0: any free one", ge=0, le=65535)
+    api_host: str = Field("127.0.0.1", description="Address of the HTTP API; another than loopback needs a token")
+    api_token: SecretStr | None = Field(
+        None, description="Token of the HTTP API that may do everything; empty: loopback only, without a token"
+    )
+    api_read_token: SecretStr | None = Field(None, description="Token of the HTTP API that may only look")
+    with_api: bool = Field(False, description="Serve the HTTP API and the dashboard beside the worker")
+
     log_level: Annotated[Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = (
         Field("INFO", description="TRACE, DEBUG, INFO, WARNING, ERROR or CRITICAL")
     )

@@ -77,6 +77,8 @@ class Service:
         self._host = host or Host()
         self._signals = self._host.signals
         self._supervisor: Supervisor | None = None
+        self.beside: dict[str, Side] = {}
+        """More to run on threads of its own, by name; put in before `run`."""
         self._listener = self._listen()
         self._gate = SuspectGate(lambda: all(not worker.held for worker in self.workers), self._wake_all)
 
@@ -92,6 +94,11 @@ class Service:
     @property
     def _schedules_run(self) -> bool:
         return self.settings.scheduler and not self.settings.burst
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every loop is alive and turning; False before the first has begun."""
+        return self._supervisor is not None and self._supervisor.healthy
 
     def stop(self) -> None:
         """Ask for a stop, as the first signal does."""
@@ -187,6 +194,7 @@ class Service:
             sleepers.append(scheduler)
         if self._listener is not None:
             side["listener"] = Listening(self._listener, sleepers, keeper.look)
+        side |= self.beside
         supervisor = Supervisor(
             self.workers,
             keeper,

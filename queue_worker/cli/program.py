@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from loguru import logger
 
+from queue_worker.cli.api import register as api
 from queue_worker.cli.common import common, root
 from queue_worker.cli.dead import register as dead
 from queue_worker.cli.demo import register as demo
@@ -33,6 +34,7 @@ from queue_worker.cli.status import register as status
 for _register in (
     demo,
     start,
+    api,
     init,
     setup,
     doctor,

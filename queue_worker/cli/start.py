@@ -53,6 +53,11 @@ def start(
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="Stop as soon as nothing is due.")] = False,
     app: Annotated[str | None, typer.Option("--app", metavar="MODULE:NAME", help="Your app: mypkg.jobs:app")] = None,
+    with_api: Annotated[
+        bool, typer.Option("--with-api", help="Serve the HTTP API and the dashboard too, see `queue-worker api`.")
+    ] = False,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port of the API.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address of the API.")] = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Apply missing migrations first.")] = False,
     reload: Annotated[
         bool, typer.Option("--reload", help="For development: start anew whenever a file of the app changes.")
@@ -73,6 +78,9 @@ def start(
         "burst": burst or None,
         "app": app,
         "migrate": migrate or None,
+        "with_api": with_api or None,
+        "port": port,
+        "api_host": host,
         "reload": reload or None,
         "log_level": "DEBUG" if common.common.verbose else None,
     }
@@ -116,7 +124,12 @@ def _work(settings: Settings, child: str | None) -> int:
 def _run(settings: Settings, host: ProcessHost) -> int:
     from queue_worker.service import Service
 
-    service = Service(settings, load_app(settings.app), host.host)
+    app = load_app(settings.app)
+    service = Service(settings, app, host.host)
+    if settings.with_api:
+        from queue_worker.cli.api import beside
+
+        service.beside["api"] = beside(settings, app, service)
     for line in settings.check_queues(processor.queue for processor in service.processors):
         logger.warning("{}", line)
     # While it runs, the service handles these two itself. What comes after its end finds this: another Ctrl+C

@@ -1,0 +1,92 @@
+"""The application: routes, errors and guards put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from queue_worker._version import __version__
+from queue_worker.api import dead, health, jobs, queues, schedules
+from queue_worker.api.access import Access, Reader
+from queue_worker.api.answers import ApiError, failure
+from queue_worker.api.backend import Backend
+from queue_worker.api.guard import Guard, Parts, is_loopback, loopback_hosts
+from queue_worker.config import Settings, load_settings
+from queue_worker.processor import App
+
+_TOKENLESS = frozenset({"/health", "/ready"})
+_DESCRIPTION = """Send messages, look into queues and operate them.
+
+Every answer is `{"success": true, ...}` or `{"success": false, "error": "..."}`. Ids are strings."""
+
+
+def create_api(
+    app: App | None = None, settings: Settings | None = None, *, healthy: Callable[[], bool] | None = None
+) -> FastAPI:
+    """Return the HTTP API with the dashboard, to be served, or mounted: `site.mount("/queues", create_api(app))`.
+
+    `app`: its processors' models check what is sent. `settings`: None for those of the environment. `healthy`: what
+    `/ready` asks of a worker in this process. Without a token only loopback Hosts are served. Raises ConfigError.
+    """
+    settings = settings or load_settings()
+    settings.require_database()
+    parts = Parts(Access(settings), Backend(settings, healthy), app or App())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        parts.backend.close()
+
+    api = FastAPI(
+        title="queue_worker",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere, which our Content-Security-Policy forbids.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    api.state.queue_worker = parts
+    hosts = loopback_hosts() if parts.access.open else frozenset[str]()
+    api.add_middleware(Guard, parts=parts, hosts=hosts)
+    _say_errors_alike(api)
+    for router in (health.router, jobs.router, queues.router, queues.one, dead.router, schedules.router):
+        api.include_router(router)
+    _document(api)
+    return api
+
+
+def _document(api: FastAPI) -> None:
+    @api.get("/api/openapi.json", include_in_schema=False)
+    def openapi(_: Reader) -> JSONResponse:
+        """Return the OpenAPI document."""
+        return JSONResponse(api.openapi())
+
+
+def _say_errors_alike(api: FastAPI) -> None:
+    @api.exception_handler(ApiError)
+    async def ours(request: Request, error: ApiError) -> JSONResponse:
+        return failure(request, error.status, error.line, error.headers)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        # The place and the rule; never the value, which may be anything.
+        place = ".".join(str(part) for part in first["loc"] if part not in ("query", "path", "body"))
+        return failure(request, 422, f"{place or 'the request'}: {first['msg']}")
+
+    @api.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        line = {404: "there is no such page", 405: "this method is not allowed here"}.get(
+            error.status_code, str(error.detail)
+        )
+        return failure(request, error.status_code, line, dict(error.headers or {}))
+
+
+__all__ = ["create_api", "is_loopback"]

@@ -1,0 +1,132 @@
+"""Serves the API: alone, or on a thread beside a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from queue_worker.api.application import create_api
+from queue_worker.api.guard import is_loopback
+from queue_worker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from queue_worker.config import Settings
+    from queue_worker.processor import App
+
+HEADER_SECONDS = 10.0
+"""How long the head of a request may take to arrive."""
+
+_AT_ONCE = 200
+_GRACE = 5
+
+
+class _Impatient(H11Protocol):
+    """Closes a connection whose request does not begin: uvicorn waits for the head of a request without end."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        waiting = self.conn.their_state is h11.IDLE
+        if waiting and self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
+        elif not waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.conn.their_state is h11.IDLE:
+            self.transport.close()
+
+
+def check_address(settings: Settings) -> None:
+    """Raise ConfigError where the API would be open to others without a token."""
+    if settings.api_token is None and settings.api_read_token is None and not is_loopback(settings.api_host):
+        raise ConfigError(
+            f"--host {settings.api_host} without a token would open the queues to everybody: set"
+            " QUEUE_WORKER_API_TOKEN, or leave the host at 127.0.0.1"
+        )
+
+
+class ApiServer:
+    """The API on a port: a Side of the supervisor, or `run` on the main thread.
+
+    Raises ConfigError for an address that is taken or not allowed.
+    """
+
+    def __init__(
+        self, settings: Settings, app: App | None = None, *, healthy: Callable[[], bool] | None = None
+    ) -> None:
+        check_address(settings)
+        self.application = create_api(app, settings, healthy=healthy)
+        self._socket = _bind(settings.api_host, settings.port)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self.application,
+                http=_Impatient,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=_AT_ONCE,
+                timeout_keep_alive=5,
+                # An open stream of events ends with the server, not the server with it.
+                timeout_graceful_shutdown=_GRACE,
+            )
+        )
+        self._ended = threading.Event()
+
+    @property
+    def url(self) -> str:
+        """Where it is served."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self) -> None:
+        """Serve until `stop`, or on the main thread until SIGTERM or SIGINT."""
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+            self._ended.set()
+
+    def stop(self) -> None:
+        """End `run` soon: open requests may finish."""
+        self._server.should_exit = True
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host.strip("[]"), port))
+        made.listen(256)
+    except OSError as error:
+        made.close()
+        raise ConfigError(
+            f"the API cannot listen on {host}, port {port}: {error.strerror or error}; choose another with PORT"
+        ) from None
+    return made
