@@ -6,6 +6,7 @@ Pure ASGI, so that a stream of events is neither buffered nor cut.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_BODY = 1024 * 1024
 BODY_SECONDS = 15.0
+_DRAINED = 16 * MAX_BODY
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _CSP = (
@@ -81,11 +83,13 @@ class Guard:
             await send(message)
 
         request = Request(scope)
+        body = _Body(receive)
         try:
             self._check(scope)
-            await self._app(scope, _Body(scope, receive).receive, sending)
+            await self._app(scope, body.receive, sending)
         except _Refused as error:
             if not started:
+                await body.drain()
                 await failure(request, error.status, str(error), {"Connection": "close"})(scope, receive, sending)
         except Exception as error:
             logger.opt(exception=error).error("request {} failed", state["request_id"])
@@ -121,7 +125,7 @@ class Guard:
 class _Body:
     """Counts what arrives, and gives it `BODY_SECONDS`; raises into whoever reads."""
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._size = 0
         self._end = asyncio.get_running_loop().time() + BODY_SECONDS
@@ -141,6 +145,15 @@ class _Body:
             raise _Refused(413, f"the body must not be larger than {MAX_BODY} bytes")
         self._complete = not message.get("more_body", False)
         return message  # type: ignore[no-any-return]
+
+    async def drain(self) -> None:
+        """Throw away what is still on its way, within bounds: a client that is cut off while it sends sees no answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._end):
+                while not self._complete and self._size <= _DRAINED:
+                    message = await self._receive()
+                    self._size += len(message.get("body", b""))
+                    self._complete = message["type"] != "http.request" or not message.get("more_body", False)
 
 
 def loopback_hosts() -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,9 @@ def api(
         logger.warning("{}", line)
     server = _server(settings, load_app(settings.app))
     _announce(server, settings)
+    # The server handles these two while it runs, and raises them once more at its end, which must be a clean exit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     server.run()
     return 0
 
