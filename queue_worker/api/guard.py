@@ -147,7 +147,7 @@ class _Body:
         return message  # type: ignore[no-any-return]
 
     async def drain(self) -> None:
-        """Throw away what is still on its way, within bounds: a client that is cut off while it sends sees no answer."""
+        """Throw away what is still on its way, within bounds: a client cut off while it sends sees no answer."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._end):
                 while not self._complete and self._size <= _DRAINED:
