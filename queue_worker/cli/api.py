@@ -30,7 +30,7 @@ def api(
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 3001 if not given.")] = None,
     app: Annotated[str | None, typer.Option("--app", metavar="MODULE:NAME", help="Your app: mypkg.jobs:app")] = None,
 ) -> int:
-    """Serve the HTTP API and the dashboard until SIGTERM or SIGINT."""
+    """Serve the HTTP API and the dashboard."""
     settings = common.settings(api_host=host, port=port, app=app)
     settings.require_database()
     log.configure("DEBUG" if common.common.verbose else settings.log_level, settings.log_format)

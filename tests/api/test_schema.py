@@ -11,7 +11,6 @@ import pytest
 from tests.api.served import TOKEN, served
 from tests.sql.engine import Engine
 
-
 _CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
