@@ -28,6 +28,7 @@ MAX_BODY = 1024 * 1024
 BODY_SECONDS = 15.0
 _DRAINED = 16 * MAX_BODY
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _CSP = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self';"
@@ -103,6 +104,8 @@ class Guard:
         # A page of another site whose name was made to point at this machine sends its own name (DNS rebinding).
         if self._hosts and _name(host) not in self._hosts:
             raise _Refused(421, "this server does not go by that Host")
+        if self._hosts and not _from_this_machine(scope, headers):
+            raise _Refused(403, "without a token only this machine is served: set QUEUE_WORKER_API_TOKEN")
         if scope["method"] not in _SAFE:
             site = headers.get("sec-fetch-site")
             origin = headers.get("origin")
@@ -164,6 +167,12 @@ def loopback_hosts() -> frozenset[str]:
 def is_loopback(host: str) -> bool:
     """Whether a server that binds to `host` is reached from this machine alone."""
     return host in _LOOPBACK or host.startswith("127.")
+
+
+def _from_this_machine(scope: Scope, headers: Headers) -> bool:
+    """Whether a request began on this machine, as far as it shows: a proxy passes on those of others."""
+    client = scope.get("client")
+    return (not client or is_loopback(client[0])) and not any(name in headers for name in _FORWARDED)
 
 
 def _name(host: str) -> str:

@@ -16,7 +16,7 @@ from queue_worker.schedule_definition import Schedule, check
 from queue_worker.schedule_times import rule_of
 from queue_worker.sending import payload_of
 
-router = APIRouter(prefix="/api/schedules", tags=["schedules"], responses=documented(403, 404))
+router = APIRouter(prefix="/api/schedules", tags=["schedules"], responses=documented(404))
 
 Name = Annotated[str, Path(description="Name of the schedule", max_length=200)]
 NEXT_TIMES = 3

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from fastapi.routing import APIRoute
@@ -117,6 +119,26 @@ def test_without_a_token_only_names_of_this_machine_are_served(dsn: str) -> None
             assert client.get("/api/queues", headers={"Host": host}).status_code == 421, host
         for host in (f"localhost:{port}", f"127.0.0.1:{port}", "[::1]:1", "LOCALHOST"):
             assert client.get("/api/queues", headers={"Host": host}).status_code == 200, host
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
+def test_without_a_token_nobody_is_served_through_a_proxy(dsn: str, header: str) -> None:
+    with served(dsn) as client:
+        answer = client.get("/api/queues", headers={header: "203.0.113.7"})
+    assert answer.status_code == 403
+    assert "QUEUE_WORKER_API_TOKEN" in answer.json()["error"]
+
+
+def test_without_a_token_a_caller_from_elsewhere_is_refused_whatever_host_it_names(dsn: str) -> None:
+    api = create_api(settings=load_settings({"database_url": dsn}))
+
+    async def ask(address: str) -> int:
+        transport = httpx.ASGITransport(api, client=(address, 1234))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.get("/health")).status_code
+
+    assert asyncio.run(ask("127.0.0.1")) == 200
+    assert asyncio.run(ask("203.0.113.7")) == 403
 
 
 @pytest.mark.parametrize(
