@@ -25,7 +25,9 @@ class Client(httpx.Client):
 
 
 @contextmanager
-def served(database_url: str, *, app: App | None = None, token: str | None = None, **settings: Any) -> Iterator[Client]:
+def served(
+    database_url: str | None, *, app: App | None = None, token: str | None = None, **settings: Any
+) -> Iterator[Client]:
     """Serve the API while the block runs, with both tokens where `token` is one; yields a client that sends `token`."""
     given = {"api_token": TOKEN, "api_read_token": READ_TOKEN} if token is not None else {}
     found = load_settings({"database_url": database_url, "port": 0, **given, **settings})
