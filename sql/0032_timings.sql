@@ -235,9 +235,25 @@ end $$;
 create function queue_worker_data.list_timings()
 returns table (queue text, kind text, bounds double precision[], counts bigint[], total double precision)
 language sql stable security definer set search_path = '' as $$
-    select t.queue, t.kind, t.bounds, t.counts, t.total from queue_worker_data.timings t
-    where queue_worker_data.other_environment(t.queue) is null
-    order by t.queue, t.kind;
+    with b as (select queue_worker_data.pickup_bounds() as bounds),
+    picked as (
+        select t.queue, pg_catalog.width_bucket(p.seconds, b.bounds) + 1 as place, count(*) as n, sum(p.seconds) as total
+        from b, queue_worker_data.tally t, pg_catalog.unnest(t.pickups) p (seconds) group by t.queue, 2),
+    -- By bucket, folded or not.
+    counted as (
+        select t.queue, t.kind, t.bounds, u.place, u.n, case when u.place = 1 then t.total else 0 end as total
+        from queue_worker_data.timings t, pg_catalog.unnest(t.counts) with ordinality u (n, place)
+        union all
+        select q.queue, 'pickup', b.bounds, s.place, coalesce(p.n, 0), coalesce(p.total, 0)
+        from b cross join (select distinct p.queue from picked p) q
+        cross join pg_catalog.generate_series(1, pg_catalog.cardinality(b.bounds) + 1) s (place)
+        left join picked p on p.place = s.place and p.queue = q.queue),
+    summed as (
+        select c.queue, c.kind, c.bounds, c.place, sum(c.n)::bigint as n, sum(c.total) as total
+        from counted c group by c.queue, c.kind, c.bounds, c.place)
+    select s.queue, s.kind, s.bounds, pg_catalog.array_agg(s.n order by s.place), sum(s.total)
+    from summed s where queue_worker_data.other_environment(s.queue) is null
+    group by s.queue, s.kind, s.bounds order by s.queue, s.kind;
 $$;
 
 -- How often leases were lost and connections came back, as workers report with record_counts.

@@ -134,9 +134,11 @@ def test_four_times_the_messages_cost_the_overview_no_more(db: psycopg.Connectio
 
 
 def timing(engine: Engine, kind: str) -> tuple[int, list[int], float]:
+    query = "select counts, total from queue_worker.list_timings() where kind = %s"
+    before = engine.rows(query, kind)
     heartbeat(engine.connection)
-    rows = engine.rows("select counts, total from queue_worker.list_timings() where kind = %s", kind)
-    return (sum(rows[0].counts), rows[0].counts, rows[0].total) if rows else (0, [], 0.0)
+    assert engine.rows(query, kind) == before, "folding changed it"
+    return (sum(before[0].counts), before[0].counts, before[0].total) if before else (0, [], 0.0)
 
 
 def test_a_claim_notes_how_long_its_messages_had_been_due(engine: Engine) -> None:
