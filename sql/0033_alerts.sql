@@ -54,25 +54,25 @@ declare
     dead constant double precision := queue_worker_data.alert_rule(rules, 'dead');
     stalled double precision := queue_worker_data.alert_rule(rules, 'stalled');
     read_at constant timestamptz := pg_catalog.clock_timestamp();
-    row queue_worker_data.queues;
+    own queue_worker_data.queues;
     waits double precision;
-    count bigint;
+    number bigint;
     busy boolean;
 begin
     if most is not null then
         execute pg_catalog.format('select count(*) from (select from %s m where m.vt <= $1 limit $2) w', relation)
-            into count using read_at, pg_catalog.floor(most)::bigint + 1;
-        if count > most then
+            into number using read_at, pg_catalog.floor(most)::bigint + 1;
+        if number > most then
             execute pg_catalog.format('select count(*) from (select from %s m where m.vt <= $1 limit 10000) w', relation)
                 into waits using read_at;
-            count := greatest(count, waits::bigint);
+            number := greatest(number, waits::bigint);
         end if;
-        if count > most * 0.8 then
+        if number > most * 0.8 then
             name := 'backlog';
-            value := count;
-            detail := pg_catalog.format('%s%s messages wait, more than %s', count,
-                case when count > most and count >= 10000 then ' or more' end, most);
-            firing := count > most;
+            value := number;
+            detail := pg_catalog.format('%s%s messages wait, more than %s', number,
+                case when number > most and number >= 10000 then ' or more' end, most);
+            firing := number > most;
             return next;
         end if;
     end if;
@@ -86,21 +86,21 @@ begin
         return next;
     end if;
     if dead is not null then
-        select count(*) into count from (select from queue_worker_data.dead_letters d where d.queue = alert_queue.queue
+        select count(*) into number from (select from queue_worker_data.dead_letters d where d.queue = alert_queue.queue
                                          limit greatest(dead, 1000)::bigint) d;
-        if count >= dead then
+        if number >= dead then
             name := 'dead';
-            value := count;
-            detail := pg_catalog.format('%s%s dead letter%s', count, case when count >= 1000 then ' or more' end,
-                case when count > 1 then 's' end);
+            value := number;
+            detail := pg_catalog.format('%s%s dead letter%s', number, case when number >= 1000 then ' or more' end,
+                case when number > 1 then 's' end);
             firing := true;
             return next;
         end if;
     end if;
-    select q.* into row from queue_worker_data.queues q where q.queue = alert_queue.queue;
+    select q.* into own from queue_worker_data.queues q where q.queue = alert_queue.queue;
     -- A queue with a rate limit may rest for as long as its window.
-    stalled := greatest(stalled, case when row.rate_count is not null then 2 * row.rate_seconds end);
-    if waits > stalled and row.paused_at is null and coalesce(row.broken_until <= read_at, true) then
+    stalled := stalled + coalesce(2 * own.rate_seconds, 0);
+    if waits > stalled and own.paused_at is null and coalesce(own.broken_until <= read_at, true) then
         execute pg_catalog.format(
             'select exists (select from (select x.msg_id, x.read_ct, x.enqueued_at from %s x
                                          where x.vt > $2 order by x.vt limit 1000) m
