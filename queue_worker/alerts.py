@@ -1,0 +1,82 @@
+"""Looks for what is wrong and tells people: a thread of each worker, one of which checks at a time.
+
+SQL `check_alerts` opens and clears alerts, and hands each notice to one process for a minute. What that process could
+not deliver, or died over, another one gets then.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from queue_worker import events
+from queue_worker.alert_delivery import Notice, Teller, Undelivered, channels_of
+from queue_worker.config import Settings
+from queue_worker.errors import TransportError, TransportUnavailable
+from queue_worker.transport import Transport
+
+_LEASE_SECONDS = 60.0
+"""How long a process has for the first delivery of a notice; longer than any channel takes."""
+
+
+class Alerts:
+    """The thread that looks every `alert_check_seconds`; over a connection that is its own."""
+
+    def __init__(self, transport: Transport, settings: Settings) -> None:
+        self._transport = transport
+        self._every = settings.alert_check_seconds
+        self._rules = {**settings.alert_rules, "lease": _LEASE_SECONDS}
+        self._channels: Mapping[str, Teller] = channels_of(settings)
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Work until `stop`; what fails is tried again at the next look."""
+        # Workers that start together take turns.
+        while not self._ending.wait(self._every * random.uniform(0.8, 1.2)):  # noqa: S311
+            try:
+                self.step()
+            except TransportUnavailable:
+                # The loops report the outage.
+                pass
+            except TransportError as error:
+                events.emit("alert.error", error=str(error))
+        self._transport.close()
+
+    def stop(self) -> None:
+        """End `run` after the delivery under way."""
+        self._ending.set()
+
+    def step(self) -> None:
+        """Check once, and deliver what is ours to deliver. Raises TransportUnavailable or CallRefused."""
+        for row in self._call("check_alerts", rules=self._rules):
+            if self._ending.is_set():
+                # Nobody has been told: another process is, when our time is over.
+                return
+            self._deliver(row)
+
+    def _deliver(self, row: dict[str, Any]) -> None:
+        notice = Notice(*(row[field] for field in Notice._fields))
+        left = [channel for channel in self._channels if channel not in row["channels"]]
+        missed = False
+        for number, channel in enumerate(left, 1):
+            try:
+                self._channels[channel](notice)
+            except Exception as error:  # of a channel: it must end neither the thread nor the other channels
+                missed = True
+                text = str(error) if isinstance(error, Undelivered) else f"{type(error).__name__}: {error}"
+                again = "no more" if row["last"] else "later"
+                events.emit("alert.undelivered", alert=notice.name, channel=channel, error=text, again=again)
+            else:
+                if number < len(left) or missed:
+                    self._note(row, channel)
+        if not missed:
+            self._note(row, None)
+
+    def _note(self, row: dict[str, Any], channel: str | None) -> None:
+        receipt = {"alert_id": row["alert_id"], "event": row["event"], "attempt": row["attempt"]}
+        self._call("alert_delivered", **receipt, channel=channel)
+
+    def _call(self, function: str, **params: Any) -> list[dict[str, Any]]:
+        return self._transport.call(f"queue_worker.{function}", params).dicts()
