@@ -19,6 +19,7 @@ RUNS = (
     ("rest_drain.py",),
     ("pickup_polled.py",),
     ("recovery.py",),
+    ("overview.py",),
 )
 
 

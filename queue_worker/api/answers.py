@@ -70,7 +70,7 @@ _TEXTS = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the part of an OpenAPI route that documents errors: those that every route has, and `statuses`."""
-    every = (400, 401, 408, 413, 421, 422, 429, 503)
+    every = (400, 401, 403, 408, 413, 421, 422, 429, 503)
     return {one: {"model": Failure, "description": _TEXTS[one]} for one in sorted({*every, *statuses})}
 
 

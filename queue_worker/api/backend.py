@@ -24,8 +24,14 @@ INTERVAL = 5.0
 """Seconds between two looks at all queues, however many pages are open."""
 
 _WAIT = 5.0
-_NOT_ALLOWED = "42501"
-_NO_SCHEMA = ("42883", "3F000")
+_MIGRATE = "the database lacks a function of this version: run `queue-worker migrate`"
+_SAID = (
+    ("42883", 503, _MIGRATE),
+    ("3F000", 503, _MIGRATE),
+    ("42501", 403, "the server's role in the database may not do this"),
+    ("22", 422, "a value does not fit"),
+)
+"""By the beginning of the SQLSTATE."""
 _TOO_MANY = "PT429"
 _OURS = ("22023", "0A000", "55006", OTHER_ENVIRONMENT)
 """Raised by our functions with a line for whoever called them."""
@@ -148,12 +154,9 @@ def refusal(error: CallRefused) -> ApiError:
         return ApiError(422, str(error))
     if state == _TOO_MANY:
         return ApiError(429, str(error), {"Retry-After": "60"})
-    if state in _NO_SCHEMA:
-        return ApiError(503, "the database lacks a function of this version: run `queue-worker migrate`")
-    if state == _NOT_ALLOWED:
-        return ApiError(403, "the server's role in the database may not do this")
-    if state.startswith("22"):
-        return ApiError(422, "a value does not fit")
+    for beginning, status, line in _SAID:
+        if state.startswith(beginning):
+            return ApiError(status, line)
     if passes(state):
         return ApiError(503, "the database is busy: try again", {"Retry-After": "1"})
     raise error

@@ -12,7 +12,7 @@ from queue_worker.api.backend import Backend
 from queue_worker.api.jobs import Body, Given, shown
 from queue_worker.api.values import Limit, MessageId, QueueName, number, numbers
 
-router = APIRouter(prefix="/api/queues/{queue}/dead", tags=["dead letters"], responses=documented(403, 404))
+router = APIRouter(prefix="/api/queues/{queue}/dead", tags=["dead letters"], responses=documented(404))
 
 _IDS = {"type": "array", "items": {"type": "string", "pattern": "^[1-9][0-9]{0,17}$"}, "description": "None: all"}
 _CHOICE = {

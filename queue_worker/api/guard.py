@@ -6,6 +6,7 @@ Pure ASGI, so that a stream of events is neither buffered nor cut.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 MAX_BODY = 1024 * 1024
 BODY_SECONDS = 15.0
+_DRAINED = 16 * MAX_BODY
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _CSP = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self';"
@@ -81,11 +84,13 @@ class Guard:
             await send(message)
 
         request = Request(scope)
+        body = _Body(receive)
         try:
             self._check(scope)
-            await self._app(scope, _Body(scope, receive).receive, sending)
+            await self._app(scope, body.receive, sending)
         except _Refused as error:
             if not started:
+                await body.drain()
                 await failure(request, error.status, str(error), {"Connection": "close"})(scope, receive, sending)
         except Exception as error:
             logger.opt(exception=error).error("request {} failed", state["request_id"])
@@ -99,6 +104,8 @@ class Guard:
         # A page of another site whose name was made to point at this machine sends its own name (DNS rebinding).
         if self._hosts and _name(host) not in self._hosts:
             raise _Refused(421, "this server does not go by that Host")
+        if self._hosts and not _from_this_machine(scope, headers):
+            raise _Refused(403, "without a token only this machine is served: set QUEUE_WORKER_API_TOKEN")
         if scope["method"] not in _SAFE:
             site = headers.get("sec-fetch-site")
             origin = headers.get("origin")
@@ -121,7 +128,7 @@ class Guard:
 class _Body:
     """Counts what arrives, and gives it `BODY_SECONDS`; raises into whoever reads."""
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._size = 0
         self._end = asyncio.get_running_loop().time() + BODY_SECONDS
@@ -142,6 +149,15 @@ class _Body:
         self._complete = not message.get("more_body", False)
         return message  # type: ignore[no-any-return]
 
+    async def drain(self) -> None:
+        """Throw away what is still on its way, within bounds: a client cut off while it sends sees no answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._end):
+                while not self._complete and self._size <= _DRAINED:
+                    message = await self._receive()
+                    self._size += len(message.get("body", b""))
+                    self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+
 
 def loopback_hosts() -> frozenset[str]:
     """Return the names under which a browser of this machine reaches a server on loopback."""
@@ -151,6 +167,12 @@ def loopback_hosts() -> frozenset[str]:
 def is_loopback(host: str) -> bool:
     """Whether a server that binds to `host` is reached from this machine alone."""
     return host in _LOOPBACK or host.startswith("127.")
+
+
+def _from_this_machine(scope: Scope, headers: Headers) -> bool:
+    """Whether a request began on this machine, as far as it shows: a proxy passes on those of others."""
+    client = scope.get("client")
+    return (not client or is_loopback(client[0])) and not any(name in headers for name in _FORWARDED)
 
 
 def _name(host: str) -> str:

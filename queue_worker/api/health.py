@@ -16,7 +16,14 @@ def _answer(text: str) -> dict[str, object]:
     return {"description": text, "content": {"application/json": {"schema": _WORD}}}
 
 
-@router.get("/health", responses={200: _answer("The process lives"), 421: _answer("Not a Host of this server")})
+@router.get(
+    "/health",
+    responses={
+        200: _answer("The process lives"),
+        403: _answer("Not from this machine"),
+        421: _answer("Not a Host of this server"),
+    },
+)
 def health() -> JSONResponse:
     """Say that the process lives; asks nobody."""
     return JSONResponse({"status": "ok"})
@@ -26,6 +33,7 @@ def health() -> JSONResponse:
     "/ready",
     responses={
         200: _answer("The database answers, its schema fits, and the worker's loops turn"),
+        403: _answer("Not from this machine"),
         421: _answer("Not a Host of this server"),
         503: _answer("Not so"),
     },

@@ -18,7 +18,7 @@ from queue_worker.transport import JsonArray
 
 MAX_BATCH = 1000
 
-router = APIRouter(prefix="/api/jobs/{queue}", tags=["messages"], responses=documented(403, 404))
+router = APIRouter(prefix="/api/jobs/{queue}", tags=["messages"], responses=documented(404))
 
 State = Literal["waiting", "delayed", "running", "completed"]
 

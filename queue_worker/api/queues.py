@@ -15,7 +15,7 @@ from queue_worker.api.values import Limit, QueueName, redacted
 WEEK = 7 * 24 * 60
 
 router = APIRouter(prefix="/api", tags=["queues"], responses=documented())
-one = APIRouter(prefix="/api/queues/{queue}", tags=["queues"], responses=documented(403, 404))
+one = APIRouter(prefix="/api/queues/{queue}", tags=["queues"], responses=documented(404))
 _REASON = {
     "requestBody": {
         "content": {"application/json": {"schema": {"type": "object", "properties": {"reason": {"type": "string"}}}}}

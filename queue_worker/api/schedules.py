@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -16,7 +16,7 @@ from queue_worker.schedule_definition import Schedule, check
 from queue_worker.schedule_times import rule_of
 from queue_worker.sending import payload_of
 
-router = APIRouter(prefix="/api/schedules", tags=["schedules"], responses=documented(403, 404))
+router = APIRouter(prefix="/api/schedules", tags=["schedules"], responses=documented(404))
 
 Name = Annotated[str, Path(description="Name of the schedule", max_length=200)]
 NEXT_TIMES = 3
@@ -50,16 +50,17 @@ def schedules_of(backend: Backend) -> list[dict[str, Any]]:
 
 
 def _next(row: dict[str, Any]) -> list[datetime]:
-    first = row["next_fire_at"]
-    if not row["enabled"] or first is None:
+    if not row["enabled"]:
         return []
-    times: list[datetime] = [first]
+    # Known as soon as a worker has looked at the schedule.
+    times: list[datetime] = [row["next_fire_at"]] if row["next_fire_at"] else []
     try:
         rule = rule_of(row["cron"], row["timezone"], row["from_at"])
     except ValueError:
         # Somebody wrote it by hand; its row says what is wrong with it.
         return times
-    while len(times) < NEXT_TIMES and (following := rule.after(times[-1])) is not None:
+    now = max(row["from_at"], datetime.now(UTC))
+    while len(times) < NEXT_TIMES and (following := rule.after(times[-1] if times else now)) is not None:
         times.append(following)
     return times
 

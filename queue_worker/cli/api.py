@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,7 +30,7 @@ def api(
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 3001 if not given.")] = None,
     app: Annotated[str | None, typer.Option("--app", metavar="MODULE:NAME", help="Your app: mypkg.jobs:app")] = None,
 ) -> int:
-    """Serve the HTTP API and the dashboard until SIGTERM or SIGINT."""
+    """Serve the HTTP API and the dashboard."""
     settings = common.settings(api_host=host, port=port, app=app)
     settings.require_database()
     log.configure("DEBUG" if common.common.verbose else settings.log_level, settings.log_format)
@@ -37,6 +38,9 @@ def api(
         logger.warning("{}", line)
     server = _server(settings, load_app(settings.app))
     _announce(server, settings)
+    # The server handles these two while it runs, and raises them once more at its end, which must be a clean exit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     server.run()
     return 0
 

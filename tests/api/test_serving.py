@@ -1,0 +1,125 @@
+"""The API as a process: alone and beside a worker, its addresses, its end, and a database that goes away."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.served import TOKEN, served
+from tests.blackbox.program import COMMAND, Program
+from tests.helpers import wait_until
+from tests.own_server import OwnServer
+from tests.sql.engine import Engine
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def running(program: Program, *arguments: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    with Path("api.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=log, stderr=log, env=program.environment(PORT=str(port))
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: process.poll() is not None or answers(f"{url}/health"), 20, lambda: read("api.log"))
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def read(name: str) -> str:
+    return Path(name).read_text()
+
+
+def test_alone_it_serves_says_how_and_ends_cleanly(dsn: str, engine: Engine) -> None:
+    port = free_port()
+    with running(Program(DATABASE_URL=dsn), "api", port=port) as process:
+        assert httpx.post(f"http://127.0.0.1:{port}/api/jobs/work", json={"n": 1}).status_code == 201
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert f"at http://127.0.0.1:{port}" in read("api.log")
+    assert "no token is set" in read("api.log")
+    assert engine.count("queue") == 1
+
+
+def test_beside_a_worker_it_is_ready_with_its_loops_and_ends_with_them(dsn: str, engine: Engine) -> None:
+    port = free_port()
+    program = Program(DATABASE_URL=dsn, QUEUE_WORKER_API_TOKEN=TOKEN)
+    url = f"http://127.0.0.1:{port}"
+    with running(program, "start", "-q", "email", "--with-api", port=port) as process:
+        wait_until(lambda: answers(f"{url}/ready"), 20, lambda: read("api.log"))
+        workers = httpx.get(f"{url}/api/workers", headers={"Authorization": f"Bearer {TOKEN}"}).json()["data"]
+        assert [one["queues"] for one in workers] in ([["email"]], [])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert TOKEN not in read("api.log")
+    assert engine.count("queue") == 0
+
+
+@pytest.mark.parametrize("command", [("api",), ("start", "--with-api")])
+def test_an_open_door_is_refused(dsn: str, command: tuple[str, ...]) -> None:
+    program = Program(DATABASE_URL=dsn)
+    done = program(*command, "--host", "0.0.0.0")
+    assert done.code == 78
+    assert "QUEUE_WORKER_API_TOKEN" in done.line
+    done = program("api", QUEUE_WORKER_API_TOKEN="short")
+    assert done.code == 78
+    assert "QUEUE_WORKER_API_TOKEN must have at least 16 characters" in done.line
+    assert "'short'" not in done.err
+
+
+def test_a_port_that_is_taken_is_one_line(dsn: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = Program(DATABASE_URL=dsn)("api", "--port", str(port))
+    assert done.code == 78
+    assert f"port {port}" in done.err
+    assert "PORT" in done.err
+
+
+def test_without_a_database_it_says_which_setting_is_missing() -> None:
+    done = Program()("api")
+    assert done.code == 78
+    assert "DATABASE_URL" in done.line
+
+
+def test_a_database_that_dies_is_told_and_its_return_is_seen(tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = OwnServer(tmp_path_factory.mktemp("own") / "pg")
+    try:
+        with own.connect() as connection:
+            Engine(connection).create()
+        with served(own.url) as client:
+            assert client.get("/ready").json() == {"status": "ready"}
+            assert client.get("/api/queues").status_code == 200
+            own.crash(signal.SIGKILL)
+            wait_until(lambda: client.get("/ready").status_code == 503, 20)
+            assert client.get("/ready").json() == {"status": "unavailable"}
+            assert client.get("/health").json() == {"status": "ok"}
+            answer = client.post("/api/jobs/work", json={})
+            assert answer.status_code == 503
+            assert answer.json()["error"] == "the database cannot be reached"
+            own.start()
+            wait_until(lambda: client.get("/ready").status_code == 200, 30)
+            assert client.post("/api/jobs/work", json={}).status_code == 201
+    finally:
+        own.close()
