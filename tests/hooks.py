@@ -71,7 +71,7 @@ class Hooks(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Hooks
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.got.append(Hook(self.path, self.headers["Host"], body))
         if self.server.write is not None:

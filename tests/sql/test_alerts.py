@@ -190,7 +190,7 @@ def test_a_long_queue_costs_no_more_than_the_threshold(engine: Engine) -> None:
     assert engine.value("select value from queue_worker.list_alerts()") == 20_001
     (plan,) = engine.rows(
         "explain (analyze, buffers, format json) select * from queue_worker_data.alert_queue("
-        "'{\"backlog\": 100, \"oldest\": 900, \"dead\": 1, \"stalled\": 60}', 'QUEUE', 'pgmq.q_QUEUE')"
+        '\'{"backlog": 100, "oldest": 900, "dead": 1, "stalled": 60}\', \'QUEUE\', \'pgmq.q_QUEUE\')'
     )
     assert plan[0][0]["Plan"]["Shared Hit Blocks"] < 400
 
