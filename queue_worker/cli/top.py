@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from queue_worker.cli.database import Operator
@@ -125,11 +126,12 @@ def _live(operator: Operator) -> NoReturn:
     from rich.live import Live
     from rich.text import Text
 
+    blocks = _blocks_shown()
     with Live(auto_refresh=False, screen=True) as live:
         while True:
             stamp = moment(datetime.now().astimezone())
             try:
-                live.update(_screen(_look(operator), stamp, _blocks_shown()), refresh=True)
+                live.update(_screen(_look(operator), stamp, blocks), refresh=True)
             except TransportUnavailable as error:
                 live.update(Text(f"{stamp}   the database cannot be reached: {error}"), refresh=True)
             threading.Event().wait(REFRESH)
@@ -197,7 +199,10 @@ def _queue_row(one: dict[str, Any], minutes: int, signs: str) -> tuple[Any, ...]
 def _plot(signs: list[tuple[str, bool]]) -> Text:
     from rich.text import Text
 
-    return Text.assemble(*((sign, "red" if failed else "green") for sign, failed in signs), no_wrap=True)
+    runs = groupby(signs, key=lambda one: one[1])
+    return Text.assemble(
+        *(("".join(sign for sign, _ in run), "red" if failed else "green") for failed, run in runs), no_wrap=True
+    )
 
 
 def _worker_row(one: dict[str, Any], blocks: bool) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from queue_worker import events
 from queue_worker.alerts import Alerts
 from queue_worker.config import load_settings
+from queue_worker.errors import TransportUnavailable
 from queue_worker.transport.postgres import PostgresTransport
 from tests.helpers import running, wait_until
 from tests.hooks import Hooks
@@ -22,7 +24,7 @@ from tests.worker.processes import Zygote
 
 sys.path.append(str(Path(__file__).parents[1] / "processors"))
 
-from smtp_server import SmtpServer  # noqa: E402
+from smtp_server import SmtpServer
 
 EVERY = {"alert_check_seconds": 0.2, "alert_hold_seconds": 0, "alert_webhook_allow_private": True}
 
@@ -184,9 +186,7 @@ def test_it_works_on_through_an_outage_of_the_database(engine: Engine, dsn: str)
     die(engine)
     with events.capture("alert.fired") as seen:
         for _ in range(3):
-            try:
+            with suppress(TransportUnavailable):
                 one.step()
-            except Exception as error:
-                assert type(error).__name__ == "TransportUnavailable"
     transport.close()
     assert len(seen) == 1
