@@ -52,6 +52,11 @@ class Notice(NamedTuple):
         lasted = (self.cleared_at - self.fired_at).total_seconds() if self.cleared_at else 0.0
         return f"Cleared after {_span(lasted)}: {what}{where} (last seen: {self.detail})"
 
+    @property
+    def figure(self) -> float | int:
+        """The value without a needless decimal point."""
+        return int(self.value) if float(self.value).is_integer() else self.value
+
     def document(self) -> dict[str, Any]:
         """The body of a webhook; `text` is what Slack and the like show."""
         return {
@@ -59,7 +64,7 @@ class Notice(NamedTuple):
             "id": str(self.alert_id),
             "name": self.name,
             "queue": self.queue or None,
-            "value": self.value,
+            "value": self.figure,
             "detail": self.detail,
             "fired_at": self.fired_at.isoformat(),
             "cleared_at": self.cleared_at.isoformat() if self.cleared_at else None,
@@ -79,7 +84,7 @@ def channels_of(settings: Settings) -> Mapping[str, Teller]:
 
 
 def _log(notice: Notice) -> None:
-    fields: dict[str, Any] = {"alert": notice.name, "detail": notice.detail, "value": notice.value}
+    fields: dict[str, Any] = {"alert": notice.name, "detail": notice.detail, "value": notice.figure}
     if notice.queue:
         fields["queue"] = notice.queue
     if notice.cleared_at is not None:

@@ -17,6 +17,9 @@ from queue_worker.config import Settings
 from queue_worker.errors import TransportError, TransportUnavailable
 from queue_worker.transport import Transport
 
+_KEPT_SECONDS = 5.0
+"""A connection is kept over waits shorter than this."""
+
 _LEASE_SECONDS = 60.0
 """How long a process has for the first delivery of a notice; longer than any channel takes."""
 
@@ -27,7 +30,7 @@ class Alerts:
     def __init__(self, transport: Transport, settings: Settings) -> None:
         self._transport = transport
         self._every = settings.alert_check_seconds
-        self._rules = {**settings.alert_rules, "lease": _LEASE_SECONDS}
+        self._rules = {**settings.alert_rules, "every": self._every, "lease": _LEASE_SECONDS}
         self._channels: Mapping[str, Teller] = channels_of(settings)
         self._ending = threading.Event()
 
@@ -42,6 +45,8 @@ class Alerts:
                 pass
             except TransportError as error:
                 events.emit("alert.error", error=str(error))
+            if self._every >= _KEPT_SECONDS:
+                self._transport.close()
         self._transport.close()
 
     def stop(self) -> None:

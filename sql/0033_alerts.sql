@@ -30,7 +30,14 @@ create table queue_worker_data.alert_notices (
 );
 create index alert_notices_open_idx on queue_worker_data.alert_notices (due_at) where delivered_at is null;
 
+-- When all rules were looked at last: a fleet looks as often as one worker.
+create table queue_worker_data.alert_checks (
+    only_row   boolean primary key default true check (only_row),
+    checked_at timestamptz not null
+);
+
 alter table queue_worker_data.alerts enable row level security;
+alter table queue_worker_data.alert_checks enable row level security;
 alter table queue_worker_data.alert_notices enable row level security;
 
 
@@ -207,7 +214,7 @@ end $$;
 -- ---------------------------------------------------------------------------------------------------- check
 
 -- Opens and clears alerts, each once whoever checks. `hold`: how long a cause must be gone, in seconds; a queue that was
--- dropped takes its alerts along at once.
+-- dropped takes its alerts along at once. `every`: the pause of each worker; nothing is done within half of it.
 create function queue_worker_data.update_alerts(rules jsonb) returns bigint
 language plpgsql set search_path = '' as $$
 declare
@@ -215,6 +222,13 @@ declare
     at constant timestamptz := pg_catalog.clock_timestamp();
     news bigint;
 begin
+    insert into queue_worker_data.alert_checks as k (checked_at) values (at)
+        on conflict (only_row) do update set checked_at = excluded.checked_at
+        where k.checked_at not between at - pg_catalog.make_interval(
+            secs => coalesce((rules ->> 'every')::double precision, 0) / 2) and at;
+    if not found then
+        return 0;
+    end if;
     with c as materialized (select * from queue_worker_data.alert_conditions(rules)),
     opened as (
         insert into queue_worker_data.alerts (name, queue, subject, detail, value)

@@ -160,6 +160,18 @@ def test_of_many_who_check_at_once_one_does(engine: Engine, dsn: Any) -> None:
     assert check(engine, backlog=3) == []
 
 
+def test_a_fleet_looks_as_often_as_one_worker_and_hands_out_what_is_due(engine: Engine) -> None:
+    engine.fill(4)
+    [lost] = check(engine, deliver=False, backlog=3, every=3600)
+    engine.rows("delete from pgmq.q_QUEUE")
+    assert check(engine, backlog=3, every=3600) == []
+    assert engine.rows("select quiet_since from queue_worker_data.alerts") == [(None,)]
+    engine.rows("update queue_worker_data.alert_notices set due_at = now()")
+    assert [one.alert_id for one in check(engine, backlog=3, every=3600)] == [lost.alert_id]
+    engine.rows("update queue_worker_data.alert_checks set checked_at = now() - interval '1 hour'")
+    assert said(check(engine, backlog=3, every=3600)) == [("cleared", "backlog", "work")]
+
+
 def test_a_notice_that_nobody_delivered_is_handed_out_again_and_the_late_one_is_refused(engine: Engine) -> None:
     engine.fill(4)
     [lost] = check(engine, deliver=False, backlog=3)

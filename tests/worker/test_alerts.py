@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1] / "processors"))
 
 from smtp_server import SmtpServer
 
-EVERY = {"alert_check_seconds": 0.2, "alert_hold_seconds": 0, "alert_webhook_allow_private": True}
+EVERY = {"alert_check_seconds": 0.1, "alert_hold_seconds": 0, "alert_webhook_allow_private": True}
 
 
 def bodies(hooks: Hooks) -> list[tuple[str, str, str]]:
@@ -40,7 +40,8 @@ def die(engine: Engine) -> None:
 
 def checker(dsn: str, **settings: Any) -> tuple[Alerts, PostgresTransport]:
     transport = PostgresTransport(lambda: dsn)
-    return Alerts(transport, load_settings({**settings_of(dsn), **EVERY, **settings})), transport
+    settings = {**settings_of(dsn), **EVERY, "alert_check_seconds": 0, **settings}
+    return Alerts(transport, load_settings(settings)), transport
 
 
 def expire(engine: Engine) -> None:
