@@ -17,6 +17,7 @@ from queue_worker.message import Receipt
 from queue_worker.progress import ProgressReports
 from queue_worker.run import Run
 from queue_worker.sqlstates import UNDEFINED_TABLE
+from queue_worker.timings import Timings
 from queue_worker.transport import Transport
 
 _TICK = 0.5
@@ -37,8 +38,9 @@ class Holder(Protocol):
 class LeaseKeeper:
     """Extends the leases of all `workers` over one connection, and tells the database that this process lives.
 
-    It also notices messages that were cancelled while they run, and writes their progress. `heartbeat`
-    returns the arguments of SQL `heartbeat`. `hears_cancels`: `look` is called for them while a worker listens.
+    It also notices messages that were cancelled while they run, and writes their progress. `heartbeat` returns the
+    arguments of SQL `heartbeat`; `timings` are told with it. `hears_cancels`: `look` is called for them while a worker
+    listens.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LeaseKeeper:
         heartbeat: Callable[[], Mapping[str, Any]],
         *,
         hears_cancels: bool = True,
+        timings: Timings | None = None,
     ) -> None:
         self._transport = transport
         self._workers = workers
@@ -57,6 +60,7 @@ class LeaseKeeper:
         self._stopping = False
         self._asked: set[str] = set()
         self._progress = ProgressReports()
+        self._timings = timings
         self._looked_at = 0.0
         self._beat_at = 0.0
         self.last_tick = time.monotonic()
@@ -140,6 +144,8 @@ class LeaseKeeper:
         if now - self._beat_at >= _HEARTBEAT_SECONDS:
             self._beat_at = now
             self._transport.call("queue_worker.heartbeat", self._heartbeat())
+            if self._timings is not None:
+                self._timings.flush(self._transport)
 
 
 @contextmanager

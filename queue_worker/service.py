@@ -30,6 +30,7 @@ from queue_worker.schedule import Scheduler
 from queue_worker.startup import prepare
 from queue_worker.supervisor import Side, Supervisor
 from queue_worker.suspects import SuspectGate
+from queue_worker.timings import Timings
 from queue_worker.transport import Listener
 from queue_worker.upkeep import queue_chores, shared_chores
 from queue_worker.worker import QueueWorker
@@ -78,6 +79,7 @@ class Service:
         self._host = host or Host()
         self._signals = self._host.signals
         self._supervisor: Supervisor | None = None
+        self._timings = Timings()
         self.beside: dict[str, Side] = {}
         """More to run on threads of its own, by name; put in before `run`."""
         self._listener = self._listen()
@@ -118,6 +120,7 @@ class Service:
                     return 0
                 self.workers = [self._worker(processor) for processor in self.processors]
                 supervisor = self._supervise()
+                self._timings.begin((worker.queue, worker.durations) for worker in self.workers)
                 self._host.recycling.begin()
                 self._announce()
                 if not guest:
@@ -180,6 +183,7 @@ class Service:
             self.workers,
             self._heartbeat,
             hears_cancels=self._listener is not None and self._listener.hears_cancels,
+            timings=self._timings,
         )
         side: dict[str, Side] = {
             "housekeeper": Housekeeper(
@@ -259,6 +263,7 @@ class Service:
         self._host.manager.ready()
 
     def _close(self) -> None:
+        self._timings.end()
         self._kinds.stop()
         for processor in self.processors:
             if processor.close is not None:
@@ -267,6 +272,7 @@ class Service:
         try:
             if self.workers:
                 with self.database.watched(2.0):
+                    self._timings.flush(sign_off)
                     sign_off.call("queue_worker.sign_off", {"worker": self.worker_id})
         except (TransportUnavailable, CallRefused):
             # The row ages and is pruned; nothing depends on it.

@@ -20,6 +20,7 @@ from queue_worker.pauses import BLOCKED, when_empty, when_limited, when_refused
 from queue_worker.run import Run, announce
 from queue_worker.settling import Settling
 from queue_worker.suspects import ALONE, NONE, SuspectGate
+from queue_worker.timings import Durations
 
 _LOST = attrgetter("lost")
 
@@ -47,6 +48,7 @@ class QueueWorker:
         self.held: dict[int, Run] = {}
         self.listening = listening
         self.empty_claims = 0
+        self.durations = Durations()
         self.last_turn = monotonic()
         self._broker = broker
         self._gate = gate
@@ -174,21 +176,22 @@ class QueueWorker:
     def _collect(self) -> None:
         """Move finished runs to the settlements; those that their own transaction settled are done already."""
         finished = self.executor.finished
-        total, count = 0.0, 0
+        lengths: list[float] = []
         while finished:
             run = finished.popleft()
             if self.held.get(run.message.receipt.msg_id) is not run:
                 self._drop(run)
                 continue
             if run.seconds:
-                total += run.seconds
-                count += 1
+                lengths.append(run.seconds)
             if run.settled:
                 self._drop(run)
                 announce(self.queue, run)
             else:
                 self._settling.add(run)
-        self._appetite.learn(total, count)
+        self._appetite.learn(sum(lengths), len(lengths))
+        if lengths:
+            self.durations.add(lengths)
 
     def _drop(self, run: Run) -> None:
         # Another run may stand there: the message was claimed again, or its queue was made anew.

@@ -10,7 +10,9 @@ create table queue_worker_data.tally (
     done     int not null default 0,
     retried  int not null default 0,
     dead     int not null default 0,
-    lost     int not null default 0
+    lost     int not null default 0,
+    -- Of a claim: for how long each message had been due, in seconds.
+    pickups  real[]
 );
 
 create table queue_worker_data.minutes (
@@ -33,9 +35,39 @@ create table queue_worker_data.totals (
     since   timestamptz not null default pg_catalog.clock_timestamp()
 );
 
+-- Durations by bucket: counts[1] up to the first of `bounds` (seconds), the last one above all of them. `kind`: pickup
+-- (due until claimed) or duration (of a handler).
+create table queue_worker_data.timings (
+    queue  text not null,
+    kind   text not null,
+    bounds double precision[] not null,
+    counts bigint[] not null,
+    total  double precision not null default 0,
+    primary key (queue, kind, bounds)
+);
+
+alter table queue_worker_data.timings enable row level security;
 alter table queue_worker_data.tally enable row level security;
 alter table queue_worker_data.minutes enable row level security;
 alter table queue_worker_data.totals enable row level security;
+
+create function queue_worker_data.pickup_bounds() returns double precision[]
+language sql immutable set search_path = '' as $$
+    select array[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800]::double precision[];
+$$;
+
+-- Adds counts by bucket to those of before; whoever comes from another version has bounds of its own.
+create function queue_worker_data.add_timings(
+    queue text, kind text, bounds double precision[], counts bigint[], total double precision)
+returns void
+language sql set search_path = '' as $$
+    insert into queue_worker_data.timings as t (queue, kind, bounds, counts, total)
+        values (add_timings.queue, add_timings.kind, add_timings.bounds, add_timings.counts, add_timings.total)
+        on conflict (queue, kind, bounds) do update set total = t.total + excluded.total, counts = array(
+            select a.n + b.n from pg_catalog.unnest(t.counts) with ordinality a (n, place)
+            join pg_catalog.unnest(excluded.counts) with ordinality b (n, place) on b.place = a.place
+            order by a.place);
+$$;
 
 -- Adds up what was settled since the last time; returns how many rows it took. One at a time: whoever comes second has
 -- nothing to do. Minutes are kept for a week.
@@ -43,6 +75,7 @@ create function queue_worker_data.fold_tally(max_count int default 100000) retur
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
+    bounds constant double precision[] := queue_worker_data.pickup_bounds();
     taken bigint;
 begin
     if not pg_catalog.pg_try_advisory_xact_lock(1903521, pg_catalog.hashtext('queue_worker_data.tally')) then
@@ -51,22 +84,32 @@ begin
     with gone as (
         delete from queue_worker_data.tally t
         where t.tally_id = any (array(select x.tally_id from queue_worker_data.tally x order by x.tally_id limit max_count))
-        returning t.queue, pg_catalog.date_trunc('minute', t.at) as minute, t.done, t.retried, t.dead, t.lost),
+        returning t.queue, pg_catalog.date_trunc('minute', t.at) as minute, t.done, t.retried, t.dead, t.lost, t.pickups),
+    picked as (
+        select g.queue, pg_catalog.width_bucket(p.seconds, bounds) as bucket, count(*) as n, sum(p.seconds) as total
+        from gone g, pg_catalog.unnest(g.pickups) p (seconds) group by g.queue, 2),
+    timed as (
+        select queue_worker_data.add_timings(q.queue, 'pickup', bounds, array(
+                   select coalesce(p.n, 0) from pg_catalog.generate_series(0, pg_catalog.cardinality(bounds)) b (bucket)
+                   left join picked p on p.queue = q.queue and p.bucket = b.bucket order by b.bucket), q.total)
+        from (select p.queue, sum(p.total) as total from picked p group by p.queue) q),
     sums as (
         select g.queue, g.minute, count(*) as taken, sum(g.done) as done, sum(g.retried) as retried,
                sum(g.dead) as dead, sum(g.lost) as lost
         from gone g group by g.queue, g.minute),
+    ended as (select s.* from sums s where s.done + s.retried + s.dead + s.lost > 0),
     kept as (
         insert into queue_worker_data.minutes as m (queue, minute, done, retried, dead, lost)
-        select s.queue, s.minute, s.done, s.retried, s.dead, s.lost from sums s
+        select s.queue, s.minute, s.done, s.retried, s.dead, s.lost from ended s
         on conflict (queue, minute) do update set done = m.done + excluded.done, retried = m.retried + excluded.retried,
             dead = m.dead + excluded.dead, lost = m.lost + excluded.lost),
     total as (
         insert into queue_worker_data.totals as o (queue, done, retried, dead, lost)
-        select s.queue, sum(s.done), sum(s.retried), sum(s.dead), sum(s.lost) from sums s group by s.queue
+        select s.queue, sum(s.done), sum(s.retried), sum(s.dead), sum(s.lost) from ended s group by s.queue
         on conflict (queue) do update set done = o.done + excluded.done, retried = o.retried + excluded.retried,
             dead = o.dead + excluded.dead, lost = o.lost + excluded.lost)
-    select coalesce(sum(s.taken), 0) into taken from sums s;
+    -- A SELECT in WITH runs only where it is read.
+    select coalesce((select sum(s.taken) from sums s), 0) + 0 * (select count(*) from timed) into taken;
     delete from queue_worker_data.minutes m where m.minute < pg_catalog.clock_timestamp() - interval '7 days';
     return taken;
 end $$;
@@ -268,7 +311,7 @@ create view queue_worker_data.settled with (security_invoker = true) as
     select m.queue, m.minute, m.done, m.retried, m.dead, m.lost from queue_worker_data.minutes m
     union all
     select t.queue, pg_catalog.date_trunc('minute', t.at), t.done, t.retried, t.dead, t.lost
-    from queue_worker_data.tally t;
+    from queue_worker_data.tally t where t.pickups is null;
 
 -- How many runs of each queue ended in which way, since `since`: exact, whatever was deleted or pruned meanwhile.
 create function queue_worker_data.counters()
@@ -277,7 +320,8 @@ language sql stable security definer set search_path = '' as $$
     select c.queue, sum(c.done)::bigint, sum(c.retried)::bigint, sum(c.dead)::bigint, sum(c.lost)::bigint, min(c.since)
     from (select o.queue, o.done, o.retried, o.dead, o.lost, o.since from queue_worker_data.totals o
           union all
-          select t.queue, t.done, t.retried, t.dead, t.lost, t.at from queue_worker_data.tally t) c
+          select t.queue, t.done, t.retried, t.dead, t.lost, t.at from queue_worker_data.tally t
+          where t.pickups is null) c
     where queue_worker_data.other_environment(c.queue) is null
     group by c.queue order by c.queue;
 $$;

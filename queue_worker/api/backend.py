@@ -68,6 +68,10 @@ class Backend:
 
     def rows(self, function: str, /, **params: Any) -> list[dict[str, Any]]:
         """Call a function and return its rows; raises ApiError."""
+        for name, value in params.items():
+            # What Postgres cannot store; bodies were looked at when they were read.
+            if isinstance(value, str) and ("\0" in value or (not value.isprintable() and _lone_surrogate(value))):
+                raise ApiError(422, f"{name} holds a character that cannot be stored")
         try:
             return self.raw(f"queue_worker.{function}", params).dicts()
         except TransportUnavailable:
@@ -140,6 +144,10 @@ class Backend:
         except (TransportUnavailable, ConfigError, CallRefused, ApiError):
             return False
         return True
+
+
+def _lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def refusal(error: CallRefused) -> ApiError:

@@ -1,11 +1,14 @@
-"""Whether the process lives and can work; open to everybody, so a status word is all they say."""
+"""Whether the process lives and can work, a status word that is open to everybody; and the metrics."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
+from queue_worker.api.access import Reader
+from queue_worker.api.answers import documented
 from queue_worker.api.jobs import Given
+from queue_worker.metrics import render
 
 router = APIRouter(tags=["health"])
 
@@ -43,3 +46,14 @@ def ready(parts: Given) -> JSONResponse:
     if parts.backend.ready():
         return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "unavailable"}, 503)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=documented() | {200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
+)
+def metrics(parts: Given, _: Reader) -> Response:
+    """Return the metrics of all workers, for Prometheus."""
+    text, kind = render(parts.backend.rows)
+    return Response(text, media_type=kind)

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from fastapi import Path, Query, Request
 
 from queue_worker.api.answers import ApiError
+from queue_worker.errors import UsageError
 from queue_worker.redaction import redact, secret_name
+from queue_worker.sending import json_text
 
 MAX_DEPTH = 64
 MAX_LISTED = 500
@@ -34,6 +36,10 @@ async def json_body(request: Request) -> Any:
         raise ApiError(422, f"the body is not JSON: {str(error).partition(':')[0].lower()}") from None
     if deeper(data, MAX_DEPTH):
         raise ApiError(422, f"the body is nested deeper than {MAX_DEPTH} levels")
+    try:
+        json_text(data, "the body")
+    except UsageError as error:
+        raise ApiError(422, str(error)) from None
     return data
 
 

@@ -171,11 +171,27 @@ def test_what_is_too_large_too_deep_or_no_json_reaches_no_queue(dsn: str, engine
         path = "/api/jobs/work"
         assert client.post(path, content=large).status_code == 413
         assert client.post(path, content=pieces()).status_code == 413
-        for body in (deep, b"[" * 100_000, b"{", b"\xff", b'{"a": NaN}', b"[]", b'"x"', b"", b'{"a":"\\u0000"}'):
+        for body in (
+            deep,
+            b"[" * 100_000,
+            b"{",
+            b"\xff",
+            b'{"a": NaN}',
+            b"[]",
+            b'"x"',
+            b"",
+            b'{"a":"\\u0000"}',
+            b'{"\\ud800":1}',
+        ):
             answer = client.post(path, content=body)
             assert answer.status_code == 422, body[:20]
             assert answer.json()["success"] is False
         assert client.post(path, content=b'{"a":' * 60 + b"1" + b"}" * 60).status_code == 201
+        for reason in (b'{"reason": "\\u0000"}', b'{"reason": "\\ud800"}', b'{"reason": 5}'):
+            assert client.post("/api/queues/work/pause", content=reason).status_code == 422
+        for odd in ("/api/schedules/a%00b/run", "/api/jobs/a%00b/1", "/api/jobs/work?contains=%00", "/%ff"):
+            assert client.request("POST" if "run" in odd else "GET", odd).status_code in (404, 422), odd
+        assert client.post(path, json={}, params={"unique_key": "a\0b"}).status_code == 422
     assert engine.count("queue") == 1
 
 

@@ -131,3 +131,53 @@ def test_four_times_the_messages_cost_the_overview_no_more(db: psycopg.Connectio
     engine.fill(45_000)
     db.execute("vacuum analyze pgmq.q_work")
     assert pages_read(engine) < few * 1.2
+
+
+def timing(engine: Engine, kind: str) -> tuple[int, list[int], float]:
+    query = "select counts, total from queue_worker.list_timings() where kind = %s"
+    before = engine.rows(query, kind)
+    heartbeat(engine.connection)
+    assert engine.rows(query, kind) == before, "folding changed it"
+    return (sum(before[0].counts), before[0].counts, before[0].total) if before else (0, [], 0.0)
+
+
+def test_a_claim_notes_how_long_its_messages_had_been_due(engine: Engine) -> None:
+    engine.fill(3)
+    engine.rows("select queue_worker.send('work', '{}', delay_seconds => 3600)")
+    # Due for 20 seconds, whenever they were sent.
+    engine.rows("update pgmq.q_QUEUE set vt = now() - interval '20 s' where vt <= now()")
+    assert len(engine.take(10)) == 3
+    count, buckets, total = timing(engine, "pickup")
+    assert count == buckets[11] == 3
+    assert 60 <= total < 90
+    engine.age(1)
+    (again,) = engine.take(1, suspects=1)
+    assert again[1] == 2
+    assert timing(engine, "pickup")[0] == 4
+
+
+def test_pickups_of_a_queue_with_lanes_are_noted_too(engine: Engine) -> None:
+    engine.rows("select queue_worker.send('work', '{}', priority => 5)")
+    engine.rows("select queue_worker.send('work', '{}')")
+    assert len(engine.take(2)) == 2
+    assert timing(engine, "pickup")[0] == 2
+
+
+def test_a_row_made_due_since_ever_is_claimed_and_measured_by_nobody(engine: Engine) -> None:
+    engine.fill(1)
+    engine.rows("update pgmq.q_QUEUE set vt = '-infinity'")
+    assert len(engine.take(1)) == 1
+    assert timing(engine, "pickup")[0] == 0
+
+
+def test_what_workers_measured_adds_up(db: psycopg.Connection[Any], engine: Engine) -> None:
+    for _ in range(2):
+        db.execute(
+            "select queue_worker.record_timings(%s, %s)",
+            [
+                '[{"queue": "work", "bounds": [1, 5], "counts": [1, 2, 3], "total": 40}]',
+                '[{"name": "lost_leases", "queue": "work", "count": 2}]',
+            ],
+        )
+    assert timing(engine, "duration") == (12, [2, 4, 6], 80)
+    assert engine.value("select count from queue_worker.list_counts() where name = 'lost_leases'") == 4
