@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from queue_worker.processors.email_compose import Mail
     from queue_worker.processors.email_config import EmailConfig
 
-_MAIL_SECONDS = 40.0
+_MAIL_SECONDS = 20.0
 """Longest talk with the mail server about one alert; below the lease of a notice."""
 
 Teller = Callable[["Notice"], None]

@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +24,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 5.0
-TOTAL_SECONDS = 15.0
-"""Longest that one POST takes after the name is resolved, whatever the other side does."""
+TOTAL_SECONDS = 10.0
+"""Longest that a POST takes after the name is resolved, whatever the other side does."""
 
 MOST_BYTES = 65_536
 """Bytes of an answer that are read; a longer one is an error."""
@@ -73,9 +74,12 @@ def post(url: str, body: bytes, *, allow_private: bool = False, headers: dict[st
     target = resolve(parse(url, allow_private=allow_private), allow_private=allow_private)
     wanted = {"Content-Type": "application/json", "User-Agent": "queue-worker", **(headers or {})}
     error: Failed | None = None
+    end = time.monotonic() + TOTAL_SECONDS
     for pin in target.pins[:3]:
+        if time.monotonic() > end:
+            break
         try:
-            return _send(target, pin, body, wanted)
+            return _send(target, pin, body, wanted, end - time.monotonic())
         except _NoConnection as failed:
             error = failed
     raise error or Failed("the host has no address")
@@ -153,19 +157,19 @@ class _NoConnection(Failed):
     """Nothing was sent yet, so that another address of the host may be tried."""
 
 
-def _send(target: Target, pin: Address, body: bytes, headers: dict[str, str]) -> int:
+def _send(target: Target, pin: Address, body: bytes, headers: dict[str, str], seconds: float) -> int:
     import httpx
 
     at = f"[{pin}]" if pin.version == 6 else str(pin)
     name = f"[{target.host}]" if ":" in target.host else target.host
     usual = {"https": 443, "http": 80}[target.scheme]
     headers = {**headers, "Host": name if target.port == usual else f"{name}:{target.port}"}
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    timeout = httpx.Timeout(READ_SECONDS, connect=min(CONNECT_SECONDS, seconds))
     context = ssl.create_default_context()
     try:
         with (
             httpx.Client(verify=context, timeout=timeout, trust_env=False, follow_redirects=False) as client,
-            _deadline() as streams,
+            _deadline(seconds) as streams,
         ):
             url = f"{target.scheme}://{at}:{target.port}{target.path}"
             extensions = {"sni_hostname": target.host, "trace": streams.note}
@@ -225,9 +229,9 @@ class _Streams:
 
 
 @contextmanager
-def _deadline() -> Iterator[_Streams]:
+def _deadline(seconds: float) -> Iterator[_Streams]:
     streams = _Streams()
-    timer = threading.Timer(TOTAL_SECONDS, streams.cut)
+    timer = threading.Timer(seconds, streams.cut)
     timer.daemon = True
     timer.start()
     try:

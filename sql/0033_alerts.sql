@@ -260,9 +260,9 @@ begin
     return news;
 end $$;
 
--- Checks all rules, and hands the caller what people are to be told: it has `lease` seconds for that, then somebody else
--- gets it, five times at most. One process checks at a time; whoever comes second gets nothing. What an alert's end says
--- comes after its beginning.
+-- Checks all rules, and hands the caller one thing that people are to be told: it has `lease` seconds for that, then
+-- somebody else gets it, five times at most. One at a time, because a slow channel must not age the others. One process
+-- checks at a time; whoever comes second gets nothing. What an alert's end says comes after its beginning.
 create function queue_worker_data.check_alerts(rules jsonb)
 returns table (alert_id bigint, event text, name text, queue text, subject text, detail text, value double precision,
                fired_at timestamptz, cleared_at timestamptz, channels text[], attempt int, last boolean)
@@ -288,12 +288,11 @@ begin
                       select from queue_worker_data.alert_notices f
                       where f.alert_id = x.alert_id and f.event = 'fired' and f.delivered_at is null
                         and (f.attempts < most or f.due_at > pg_catalog.clock_timestamp())))
-                order by x.due_at limit 20)
+                order by x.due_at, x.alert_id, x.event desc limit 1)
             returning n.alert_id, n.event, n.channels, n.attempts)
         select a.alert_id, c.event, a.name, a.queue, a.subject, a.detail, a.value, a.fired_at,
                case when c.event = 'cleared' then a.cleared_at end, c.channels, c.attempts, c.attempts >= most
-        from claimed c join queue_worker_data.alerts a on a.alert_id = c.alert_id
-        order by a.alert_id, c.event desc;
+        from claimed c join queue_worker_data.alerts a on a.alert_id = c.alert_id;
 end $$;
 
 -- Notes that one channel has told it, or (null) all. False: somebody else has it by now.
