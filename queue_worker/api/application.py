@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 from queue_worker._version import __version__
-from queue_worker.api import dead, health, jobs, queues, schedules
+from queue_worker.api import dashboard, dead, health, jobs, queues, schedules
 from queue_worker.api.access import Access, Reader
 from queue_worker.api.answers import ApiError, failure
 from queue_worker.api.backend import Backend
+from queue_worker.api.dashboard.visitor import LoginNeeded, is_browser, render, root_of
 from queue_worker.api.guard import Guard, Parts, is_loopback, loopback_hosts
 from queue_worker.config import Settings, load_settings
 from queue_worker.processor import App
@@ -35,11 +37,12 @@ def create_api(
     """
     settings = settings or load_settings()
     settings.require_database()
-    parts = Parts(Access(settings), Backend(settings, healthy), app or App())
+    parts = Parts(Access(settings), Backend(settings, healthy), app or App(), threading.Event())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        parts.closing.set()
         parts.backend.close()
 
     api = FastAPI(
@@ -56,7 +59,8 @@ def create_api(
     hosts = loopback_hosts() if parts.access.open else frozenset[str]()
     api.add_middleware(Guard, parts=parts, hosts=hosts)
     _say_errors_alike(api)
-    for router in (health.router, jobs.router, queues.router, queues.one, dead.router, schedules.router):
+    own = (health.router, jobs.router, queues.router, queues.one, dead.router, schedules.router)
+    for router in (*own, *dashboard.routers()):
         api.include_router(router)
     _document(api)
     return api
@@ -70,8 +74,16 @@ def _document(api: FastAPI) -> None:
 
 
 def _say_errors_alike(api: FastAPI) -> None:
+    @api.exception_handler(LoginNeeded)
+    async def login(request: Request, _: LoginNeeded) -> Response:
+        return RedirectResponse(f"{root_of(request)}/login", 303)
+
     @api.exception_handler(ApiError)
-    async def ours(request: Request, error: ApiError) -> JSONResponse:
+    async def ours(request: Request, error: ApiError) -> Response:
+        if is_browser(request):
+            page = render("error.html", error.status, root=root_of(request), error=error.line, status=error.status)
+            page.headers.update(error.headers or {})
+            return page
         return failure(request, error.status, error.line, error.headers)
 
     @api.exception_handler(RequestValidationError)

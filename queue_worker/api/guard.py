@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -50,6 +51,8 @@ class Parts:
     access: Access
     backend: Backend
     app: App
+    closing: threading.Event
+    """Set when the server stops: streams end."""
 
 
 class _Refused(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -60,6 +61,16 @@ class _Impatient(H11Protocol):
             self.transport.close()
 
 
+class _Server(uvicorn.Server):
+    """Tells open streams that a signal ends it; they would hold it up."""
+
+    closing: threading.Event
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.closing.set()
+        super().handle_exit(sig, frame)
+
+
 def check_address(settings: Settings) -> None:
     """Raise ConfigError where the API would be open to others without a token."""
     if settings.api_token is None and settings.api_read_token is None and not is_loopback(settings.api_host):
@@ -81,7 +92,7 @@ class ApiServer:
         check_address(settings)
         self.application = create_api(app, settings, healthy=healthy)
         self._socket = _bind(settings.api_host, settings.port)
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 self.application,
                 http=_Impatient,
@@ -96,7 +107,7 @@ class ApiServer:
                 timeout_graceful_shutdown=_GRACE,
             )
         )
-        self._ended = threading.Event()
+        self._server.closing = self.application.state.queue_worker.closing
 
     @property
     def url(self) -> str:
@@ -110,10 +121,10 @@ class ApiServer:
             self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
-            self._ended.set()
 
     def stop(self) -> None:
         """End `run` soon: open requests may finish."""
+        self._server.closing.set()
         self._server.should_exit = True
 
 
