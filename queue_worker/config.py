@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
 from queue_worker import config_keys
+from queue_worker.config_alerts import AlertFields
 from queue_worker.config_errors import config_error
-from queue_worker.config_fields import Fields
 from queue_worker.config_options import (
     DECORATOR_OPTIONS,
     OPTIONS,
@@ -61,7 +61,7 @@ class Setting(NamedTuple):
     source: str
 
 
-class Settings(Fields):
+class Settings(AlertFields):
     """The settings of a process; made by `load_settings` alone."""
 
     _layers: tuple[Layer, ...] = PrivateAttr(default=())

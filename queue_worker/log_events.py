@@ -43,6 +43,10 @@ LINES = {
     "schedule.error": ("WARNING", "schedule failed"),
     "child.failed": ("ERROR", "the process of a handler could not be started"),
     "chore.error": ("WARNING", "housekeeping failed"),
+    "alert.fired": ("ERROR", "alert"),
+    "alert.cleared": ("INFO", "alert cleared"),
+    "alert.undelivered": ("WARNING", "an alert could not be delivered"),
+    "alert.error": ("WARNING", "alerts could not be checked"),
     "keeper.error": ("WARNING", "leases could not be extended"),
 }
 """Level and text of each event's line; events that are not listed are written at DEBUG under their name."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from queue_worker import events
 from queue_worker._version import __version__
+from queue_worker.alerts import Alerts
 from queue_worker.broker import Broker, DatabaseContext
 from queue_worker.builtin import builtin_processors
 from queue_worker.chores import Housekeeper
@@ -196,6 +197,8 @@ class Service:
             scheduler = Scheduler(self.database.transport(), self._schedules)
             side["scheduler"] = scheduler
             sleepers.append(scheduler)
+        if self.settings.alert_check_seconds and not self.settings.burst:
+            side["alerts"] = Alerts(self.database.transport(), self.settings)
         if self._listener is not None:
             side["listener"] = Listening(self._listener, sleepers, keeper.look)
         side |= self.beside

@@ -73,7 +73,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
 
 
 def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
-    """Return a table for rich; texts are taken as they are, never as markup."""
+    """Return a table for rich; texts are taken as they are, never as markup. A `Text` keeps its colours."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -84,7 +84,7 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
         numbers = bool(listed) and all(isinstance(row[position], (int, float)) for row in listed)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in listed:
-        table.add_row(*(Text(cell(value)) for value in row))
+        table.add_row(*(value if isinstance(value, Text) else Text(cell(value)) for value in row))
     return table
 
 

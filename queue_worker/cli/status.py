@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from queue_worker.cli import common
+from queue_worker.cli import common, top
 from queue_worker.cli.common import AsJson, QueueName
 from queue_worker.cli.database import Operator, database
-from queue_worker.cli.failure import no_function, say
 from queue_worker.cli.output import (
     first_line,
     moment,
@@ -20,15 +17,12 @@ from queue_worker.cli.output import (
     print_fields,
     print_json,
     print_table,
-    rich_table,
     span,
 )
 from queue_worker.cli.values import one_id, queue_name
-from queue_worker.errors import CallRefused, TransportUnavailable, UsageError
+from queue_worker.errors import UsageError
 
-_REFRESH = 2.0
 _QUEUE_COLUMNS = ("queue", "waiting", "delayed", "running", "dead", "oldest", "paused", "limits")
-_PROGRESS_COLUMNS = ("queue", "msg_id", "done", "total", "note")
 _WORKER_COLUMNS = ("worker", "version", "queues", "busy", "slots", "alive", "last seen")
 
 
@@ -45,42 +39,33 @@ def status(
     """Show all queues and workers."""
     with database(common.settings()) as operator:
         if watch:
-            _watch(operator, as_json)
+            top.watch(operator, as_json, _look, _lines)
         elif as_json:
             print_json(_look(operator))
         else:
             _print(_look(operator))
 
 
-def _look(operator: Operator) -> dict[str, list[dict[str, Any]]]:
+def _look(operator: Operator) -> top.Found:
+    lately = {one["queue"]: one for one in top.ask(operator, "overview", minutes=top.MINUTES)}
     return {
-        "queues": operator.call("list_queues"),
+        "queues": [_with_history(one, lately.get(one["queue"], {})) for one in operator.call("list_queues")],
         "workers": operator.call("list_workers"),
-        "progress": _list_progress(operator),
+        "progress": top.ask(operator, "list_progress"),
+        "alerts": top.open_alerts(operator),
     }
 
 
-def _list_progress(operator: Operator) -> list[dict[str, Any]]:
-    try:
-        return operator.call("list_progress")
-    except CallRefused as error:
-        if no_function(error):
-            return []
-        raise
+def _with_history(queue: dict[str, Any], lately: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a queue with what ended lately: [minute in epoch seconds, done, retried, dead]."""
+    figures = {"rate": lately.get("rate"), "error_rate": lately.get("error_rate")}
+    return {**queue, **figures, "history": lately.get("history", [])}
 
 
 def _shown(queues: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Return the columns and rows to show: without the limits where no queue has any."""
     shown = len(_QUEUE_COLUMNS) if any(row[-1] for row in queues) else len(_QUEUE_COLUMNS) - 1
     return list(_QUEUE_COLUMNS[:shown]), [row[:shown] for row in queues]
-
-
-def _paused(queue: dict[str, Any]) -> str:
-    """Return since when and why a queue is paused, by a person or by its breaker."""
-    person = [moment(queue["paused_at"]), queue["pause_reason"]]
-    until = queue["broken_until"]
-    breaker = ["until", moment(until), queue["broken_reason"]] if until else []
-    return " ".join(word for word in (*person, *breaker) if word)
 
 
 def _limits(queue: dict[str, Any]) -> str:
@@ -97,7 +82,7 @@ def _limits(queue: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _rows(found: dict[str, list[dict[str, Any]]]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+def _rows(found: top.Found) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     queues = [
         (
             one["queue"],
@@ -106,7 +91,7 @@ def _rows(found: dict[str, list[dict[str, Any]]]) -> tuple[list[tuple[Any, ...]]
             one["running"],
             one["dead"],
             span(one["oldest_seconds"]),
-            _paused(one),
+            top.paused(one),
             _limits(one),
         )
         for one in found["queues"]
@@ -126,7 +111,7 @@ def _rows(found: dict[str, list[dict[str, Any]]]) -> tuple[list[tuple[Any, ...]]
     return queues, workers
 
 
-def _print(found: dict[str, list[dict[str, Any]]]) -> None:
+def _print(found: top.Found) -> None:
     queues, workers = _rows(found)
     if queues:
         print_table(*_shown(queues))
@@ -139,61 +124,17 @@ def _print(found: dict[str, list[dict[str, Any]]]) -> None:
         print("no workers")
     if found["progress"]:
         print()
-        print_table(_PROGRESS_COLUMNS, _progress(found))
+        print_table(top.PROGRESS_COLUMNS, top.progress_rows(found))
+    if found["alerts"]:
+        print()
+        print_table(top.ALERT_COLUMNS, top.alert_rows(found), "alerts")
 
 
-def _progress(found: dict[str, list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
-    return [tuple(_whole(one.get(column)) for column in _PROGRESS_COLUMNS) for one in found["progress"]]
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _watch(operator: Operator, as_json: bool) -> None:
-    """Show the state again and again; a database that went away is waited for."""
-    try:
-        if sys.stdout.isatty() and not as_json:
-            _watch_live(operator)
-        while True:
-            try:
-                found = _look(operator)
-                if as_json:
-                    print_json(found, indent=None)
-                else:
-                    queues, _ = _rows(found)
-                    now = datetime.now().astimezone()
-                    print("\n".join(plain_table(*_shown(queues), moment(now))), flush=True)
-            except TransportUnavailable as error:
-                say(f"the database cannot be reached: {error}")
-            threading.Event().wait(_REFRESH)
-    except KeyboardInterrupt:
-        return
-
-
-def _watch_live(operator: Operator) -> None:
-    from rich.console import Group
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(auto_refresh=False, screen=True) as live:
-        while True:
-            stamp = moment(datetime.now().astimezone())
-            try:
-                found = _look(operator)
-                queues, workers = _rows(found)
-                live.update(
-                    Group(
-                        Text(f"{stamp}   every {_REFRESH:g} s, Ctrl+C ends"),
-                        rich_table(*_shown(queues)),
-                        rich_table(_WORKER_COLUMNS, workers),
-                        *([rich_table(_PROGRESS_COLUMNS, _progress(found))] if found["progress"] else []),
-                    ),
-                    refresh=True,
-                )
-            except TransportUnavailable as error:
-                live.update(Text(f"{stamp}   the database cannot be reached: {error}"), refresh=True)
-            threading.Event().wait(_REFRESH)
+def _lines(found: top.Found) -> list[str]:
+    """Return one look as plain lines, for who watches off a terminal."""
+    queues, _ = _rows(found)
+    lines = plain_table(*_shown(queues), moment(datetime.now().astimezone()))
+    return [*lines, *plain_table(top.ALERT_COLUMNS, top.alert_rows(found))] if found["alerts"] else lines
 
 
 def show(

@@ -24,7 +24,16 @@ from queue_worker.processors.email_smtp import SmtpClient
 from queue_worker.processors.email_templates import Templates
 from queue_worker.processors.email_transport import MailTransport, Outbox
 
-__all__ = ["Attachment", "CheckStep", "EmailConfig", "EmailPayload", "Storage", "check", "make_processor"]
+__all__ = [
+    "Attachment",
+    "CheckStep",
+    "EmailConfig",
+    "EmailPayload",
+    "Storage",
+    "check",
+    "mail_transport",
+    "make_processor",
+]
 
 _GREYLISTED = (450, 451)
 _CLOCK_MARGIN = 300.0
@@ -55,7 +64,7 @@ class EmailHandler:
         self._storage = storage
         self._templates = Templates(config.templates_dir)
         _ = config.sender, config.redirect  # raise here, and not for each mail
-        self._transport = _transport(config)
+        self._transport = mail_transport(config)
 
     def close(self) -> None:
         """Close the connections to the mail server."""
@@ -148,7 +157,8 @@ class EmailHandler:
         return max((result.wait for result in deferred.values() if result.wait is not None), default=None)
 
 
-def _transport(config: EmailConfig) -> MailTransport:
+def mail_transport(config: EmailConfig) -> MailTransport:
+    """Return the way by which mail leaves. Raises ConfigError for settings that cannot work."""
     if config.provider == "resend":
         return ResendClient(config)
     return SmtpClient(config) if config.host else Outbox(config)

@@ -25,11 +25,12 @@ _TURN = "queue_worker.settle_claim"
 _REPEATABLE = frozenset(
     f"queue_worker.{name}"
     for name in (
-        "about", "archived", "close_breaker", "create_queue", "diagnose", "due", "due_schedules", "extend", "heartbeat",
-        "hold", "limits", "list_audit", "list_dead", "list_functions", "list_payments", "list_producers",
-        "list_progress", "list_queues", "list_schedules", "list_workers", "lost", "message", "messages", "pause",
-        "payment", "release", "report_progress", "result", "resume", "run_report", "sandbox_find", "schedule",
-        "schema_version", "security", "settle", "sign_off", "trip",
+        "about", "alert_delivered", "archived", "check_alerts", "close_breaker", "counters", "create_queue", "diagnose",
+        "due", "due_schedules", "extend", "heartbeat", "history", "hold", "limits", "list_alerts", "list_audit",
+        "list_dead", "list_functions", "list_payments", "list_producers", "list_progress", "list_queues",
+        "list_schedules", "list_workers", "lost", "message", "messages", "overview", "pause", "payment", "release",
+        "report_progress", "result", "resume", "run_report", "sandbox_find", "schedule", "schema_version", "security",
+        "settle", "sign_off", "trip",
     )
 )  # fmt: skip
 

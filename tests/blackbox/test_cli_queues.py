@@ -224,7 +224,7 @@ def test_pause_shows_in_status_and_resume_ends_it(program: Program) -> None:
 
 def test_status_of_an_empty_database_names_the_next_step(program: Program) -> None:
     assert "queue-worker create NAME" in program.ok("status").out
-    assert program.ok("status", "--json").json == {"queues": [], "workers": [], "progress": []}
+    assert program.ok("status", "--json").json == {"queues": [], "workers": [], "progress": [], "alerts": []}
 
 
 def test_show_of_a_message_that_is_nowhere(program: Program) -> None:
