@@ -11,6 +11,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from queue_worker import tracing
 from queue_worker.loop_thread import LoopThread
 from queue_worker.run import Run
 from queue_worker.units import Unit, UnitExecutor
@@ -75,7 +76,9 @@ class AsyncExecutor(UnitExecutor):
     async def _call(self, unit: Unit) -> tuple[Unit, BaseException | None, Any]:
         runs, jobs = self._jobs(unit)
         try:
-            value = await self.processor.handler(jobs if self.processor.batch else jobs[0]) if jobs else None
+            # A task has a context of its own, and so has its current span.
+            with tracing.handling([run.message for run in runs]):
+                value = await self.processor.handler(jobs if self.processor.batch else jobs[0]) if jobs else None
         # BaseException: raised in a task, SystemExit would end the loop with all its handlers.
         except BaseException as error:
             return runs, error, None

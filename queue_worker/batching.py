@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from queue_worker import tracing
 from queue_worker.units import Unit, UnitExecutor
 
 
@@ -58,7 +59,8 @@ class BatchExecutor(UnitExecutor):
         runs, jobs = self._jobs(unit)
         try:
             if jobs:
-                self.processor.handler(jobs)
+                with tracing.handling([run.message for run in runs]):
+                    self.processor.handler(jobs)
         # BaseException: a handler's sys.exit() is a failure of that handler, not the end of the worker's thread.
         except BaseException as raised:
             error = raised

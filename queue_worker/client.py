@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+from queue_worker import tracing
 from queue_worker.config import check_queue_name
 from queue_worker.durations import Duration, seconds, whole_seconds
 from queue_worker.errors import CallRefused, JobFailed, QueueNotFound, UsageError
@@ -60,7 +61,9 @@ class Queue:
         of SQLAlchemy; the message then commits or rolls back with your rows. Raises UsageError, QueueNotFound,
         SchemaError, CallRefused, or TransportUnavailable (the message may have been sent).
         """
-        return _one_id(self.source.call("send", self._message(payload, options), connection))
+        message = self._message(payload, options)
+        with tracing.sending(self.name) as carrier:
+            return _one_id(self.source.call("send", tracing.carry(message, carrier), connection))
 
     async def asend(self, payload: Any, *, connection: Any = None, **options: Unpack[SendOptions]) -> int:
         """Send one message from a coroutine; see `send`. `connection`: a psycopg AsyncConnection of yours."""
@@ -68,8 +71,11 @@ class Queue:
             return await asyncio.to_thread(self.send, payload, **options)
         from queue_worker.transport.sharing import call_in_async
 
+        message = self._message(payload, options)
         try:
-            return _one_id(await call_in_async(connection, "queue_worker.send", self._message(payload, options)))
+            with tracing.sending(self.name) as carrier:
+                sent = tracing.carry(message, carrier)
+                return _one_id(await call_in_async(connection, "queue_worker.send", sent))
         except CallRefused as error:
             raise mistake(error) from None
 
@@ -93,7 +99,9 @@ class Queue:
             params |= {"then_queue": check_queue_name(queue), "then_payload": payload_of(payload)}
         if not items and then is None:
             return []
-        return [int(row[0]) for row in self.source.call("send_batch", params, connection).rows]
+        with tracing.sending(self.name) as carrier:
+            params["messages"] = JsonArray(tracing.carry(item, carrier) for item in items)
+            return [int(row[0]) for row in self.source.call("send_batch", params, connection).rows]
 
     def _message(self, payload: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         return {"queue": self.name, "payload": payload_of(payload, self._check), **sql_options(options)}

@@ -127,6 +127,9 @@ class Fields(BaseSettings):
         None, description="Token of the HTTP API that may do everything; empty: loopback only, without a token"
     )
     api_read_token: SecretStr | None = Field(None, description="Token of the HTTP API that may only look")
+    otel: bool = Field(
+        False, description="Send traces by OpenTelemetry; OTEL_EXPORTER_OTLP_ENDPOINT and the like say where to"
+    )
     with_api: bool = Field(False, description="Serve the HTTP API and the dashboard beside the worker")
 
     log_level: Annotated[Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = (

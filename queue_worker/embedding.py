@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from queue_worker import events, log_events
+from queue_worker import events, log_events, tracing
 from queue_worker.config import Settings, load_settings
 from queue_worker.durations import Duration, seconds
 from queue_worker.errors import QueueWorkerError, TransportUnavailable, UsageError
@@ -64,6 +64,8 @@ class Running:
         settings = load_settings(self._overrides, self._env_file)
         for secret in settings.secret_values():
             register_secret(secret)
+        if settings.otel:
+            tracing.enable(export=True)
         self._undo.callback(log_events.attach())
         try:
             self._start(settings)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from queue_worker import events
+from queue_worker import events, tracing
 from queue_worker.child_protocol import Failure, Setup, Task
 from queue_worker.errors import ChildDied, LeaseLost
 from queue_worker.message import ACK, Ack, Outcome, Release
@@ -215,7 +215,8 @@ class ProcessExecutor(ThreadExecutor):
             events.emit("message.started", queue=message.queue, msg_id=message.receipt.msg_id, attempt=message.attempt)
         try:
             job = self._new_job(run, None)
-            text = self._children[threading.get_ident()].run(run, job, self.policy.timeout_for(message))
+            with tracing.handling([message]):
+                text = self._children[threading.get_ident()].run(run, job, self.policy.timeout_for(message))
             return self._done_as(run, text)
         except Raised as raised:
             failure = raised.failure

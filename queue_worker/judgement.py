@@ -11,6 +11,7 @@ from queue_worker.errors import Panic, Steering
 from queue_worker.message import Message, Outcome
 from queue_worker.processor import ErrorCallback, Job
 from queue_worker.retry import RetryPolicy, error_text, is_panic, nobody_failed
+from queue_worker.sentry import capture
 
 PATIENCE = 1.0
 """How long the supervising thread waits for callbacks about a time limit, in seconds."""
@@ -33,6 +34,7 @@ def judge(
     `job` makes what callbacks are given. With `hurry` they run in a thread of their own, and a late answer is
     ignored: the caller has more to watch than this run.
     """
+    capture(message, error)
     answer = None
     if callbacks and not nobody_failed(error):
         asked = _asked_in_time if hurry else _asked

@@ -58,7 +58,7 @@ class Message:
 
     `body` is the JSON text of the payload (None: SQL null), parsed for each message alone. `failures` counts
     charged attempts so far; `lost` counts starts that ended without a recorded outcome. `expired`: its `expires_at` has
-    passed, so it must not run. `probe`: it is the trial of an open breaker.
+    passed, so it must not run. `probe`: it is the trial of an open breaker. `trace`: see `tracing.claimed`.
     """
 
     queue: str
@@ -69,6 +69,7 @@ class Message:
     lost: int = 0
     expired: bool = False
     probe: bool = False
+    trace: Any = field(default=None, repr=False, compare=False)
 
     @property
     def attempt(self) -> int:

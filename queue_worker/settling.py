@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from queue_worker import events, sqlstates
+from queue_worker import events, sqlstates, tracing
 from queue_worker.broker import Settlement, Turn
 from queue_worker.message import Ack, DeadLetter
 from queue_worker.run import Run, announce, outcomes_wanted
@@ -48,8 +48,8 @@ class Settling:
             self._drop(run)
         self._unsent, self._kept = [], []
 
-    def answered(self, turn: Turn) -> None:
-        """Take in what became of `settlements`."""
+    def answered(self, turn: Turn, begun: int = 0) -> None:
+        """Take in what became of `settlements`, which were sent at `begun` (see `tracing.settled`)."""
         batch, self._unsent = self._unsent, []
         resent, self._resend = self._resend, False
         before, self._kept = self._kept, []
@@ -57,6 +57,7 @@ class Settling:
             told = outcomes_wanted()
             for run in batch:
                 self._drop(run)
+                tracing.settled(run.message, run.outcome, begun)
                 if told:
                     announce(self._queue, run)
             return
@@ -72,6 +73,7 @@ class Settling:
             self._drop(run)
             # 'gone' after a lost answer: the settlement had committed all the same.
             if not kind or (kind == "gone" and resent):
+                tracing.settled(run.message, run.outcome, begun)
                 announce(self._queue, run)
             elif kind != "error" and not run.lost:
                 events.emit("message.lease_lost", queue=self._queue, msg_id=msg_id)

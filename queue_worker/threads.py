@@ -7,7 +7,7 @@ import time
 from queue import SimpleQueue
 from typing import Any
 
-from queue_worker import events
+from queue_worker import events, tracing
 from queue_worker.executor import Executor
 from queue_worker.message import ACK, Outcome, Release
 from queue_worker.processor import Job
@@ -96,7 +96,11 @@ class ThreadExecutor(Executor):
             if self.context is None:
                 raise RuntimeError("no database behind this executor")
             run.job = job = Job(message, payload, self.policy.max_attempts_for(message), self.context)
-            value = self.processor.handler(job)
+            if tracing.on():
+                with tracing.handling([message]):
+                    value = self.processor.handler(job)
+            else:
+                value = self.processor.handler(job)
             # The short way for nearly all messages.
             return self._done(run, value) if self.results or job.settled or run.lost else ACK
         # BaseException: a handler's sys.exit() is a failure of that handler, not the end of the worker's thread.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from operator import attrgetter
 
-from queue_worker import events, sqlstates
+from queue_worker import events, sqlstates, tracing
 from queue_worker.appetite import Appetite
 from queue_worker.breaker import Breaker, Trip
 from queue_worker.broker import Broker, Turn
@@ -136,6 +136,7 @@ class QueueWorker:
             return BLOCKED if level is None else self.options.cycle_seconds
         sleep = self.listening and (self.empty_claims > 0 or self.executor.unfinished == 0)
         sent = self._now()
+        begun = tracing.now()
         try:
             self._switch_breaker()
             turn = self._broker.turn(self._settling.settlements(), count, suspects=level or NONE, sleep=sleep)
@@ -146,7 +147,8 @@ class QueueWorker:
             self._answer(count, level)
             return self._refuse(str(error), error.sqlstate)
         self._outage.found()
-        self._settling.answered(turn)
+        tracing.claimed(turn.messages, begun)
+        self._settling.answered(turn, begun)
         self._take(turn, level, sent)
         self._answer(count, level, turn)
         pause = self._pause(turn, count)
@@ -186,6 +188,7 @@ class QueueWorker:
                 lengths.append(run.seconds)
             if run.settled:
                 self._drop(run)
+                tracing.settled(run.message, run.outcome, tracing.now())
                 announce(self.queue, run)
             else:
                 self._settling.add(run)

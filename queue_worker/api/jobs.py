@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from queue_worker import tracing
 from queue_worker.api.access import Operator, Reader
 from queue_worker.api.answers import ApiError, Data, Sent, SentBatch, documented, plain
 from queue_worker.api.backend import Backend
@@ -99,23 +100,28 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 @router.post("", status_code=201, openapi_extra=_PAYLOAD)
-def send(queue: QueueName, body: Body, options: Annotated[Options, Depends()], parts: Given, _: Operator) -> Sent:
+def send(
+    request: Request, queue: QueueName, body: Body, options: Annotated[Options, Depends()], parts: Given, _: Operator
+) -> Sent:
     """Send one message: the body is its payload."""
     parts.backend.check_queue(queue)
     params = {"queue": queue, "payload": _payload(parts, queue, body), **_options(options.given)}
-    return Sent(job_id=str(parts.backend.value("send", **params)), queue=queue)
+    with tracing.incoming(request.headers), tracing.sending(queue) as carrier:
+        return Sent(job_id=str(parts.backend.value("send", **tracing.carry(params, carrier))), queue=queue)
 
 
 @router.post("/batch", status_code=201, openapi_extra=_BATCH)
 def send_batch(
-    queue: QueueName, body: Body, options: Annotated[Options, Depends()], parts: Given, _: Operator
+    request: Request, queue: QueueName, body: Body, options: Annotated[Options, Depends()], parts: Given, _: Operator
 ) -> SentBatch:
     """Send many messages in one transaction: a list of {"payload": ..., and options of that message alone}."""
     parts.backend.check_queue(queue)
     if not isinstance(body, list) or not 1 <= len(body) <= MAX_BATCH:
         raise ApiError(422, f"the body must be a list of 1 to {MAX_BATCH} messages")
-    items = JsonArray(_item(parts, queue, one, number, options.given) for number, one in enumerate(body))
-    ids = [str(next(iter(row.values()))) for row in parts.backend.rows("send_batch", queue=queue, messages=items)]
+    found = [_item(parts, queue, one, place, options.given) for place, one in enumerate(body)]
+    with tracing.incoming(request.headers), tracing.sending(queue) as carrier:
+        items = JsonArray(tracing.carry(item, carrier) for item in found)
+        ids = [str(next(iter(row.values()))) for row in parts.backend.rows("send_batch", queue=queue, messages=items)]
     return SentBatch(job_id=ids[0], job_ids=ids, queue=queue)
 
 

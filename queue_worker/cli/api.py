@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from loguru import logger
 
-from queue_worker import log
+from queue_worker import log, tracing
 from queue_worker.cli import common
 from queue_worker.cli.application import load_app
 from queue_worker.errors import ConfigError
@@ -41,7 +41,10 @@ def api(
     # The server handles these two while it runs, and raises them once more at its end, which must be a clean exit.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if settings.otel:
+        tracing.enable(export=True)
     server.run()
+    tracing.disable()
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from loguru import logger
 
-from queue_worker import log, log_events
+from queue_worker import log, log_events, tracing
 from queue_worker.cli import common
 from queue_worker.cli.application import load_app
 from queue_worker.cli.failure import FAILED
@@ -110,6 +110,8 @@ def _work(settings: Settings, child: str | None) -> int:
     detach = log_events.attach()
     for line in settings.warnings if number in ("", "0", "1") else ():
         logger.warning("{}", line)
+    if settings.otel:
+        tracing.enable(export=True)
     try:
         code = _run(settings, host)
     except (QueueWorkerError, KeyboardInterrupt):
@@ -117,6 +119,7 @@ def _work(settings: Settings, child: str | None) -> int:
     except Exception:
         logger.opt(exception=True).critical("the worker crashed")
         code = FAILED
+    tracing.disable()
     detach()
     return code
 
