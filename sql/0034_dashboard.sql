@@ -1,5 +1,5 @@
 -- min_worker: 0.1.0
--- One question every few seconds, however many pages are open: queues, workers and schedules in one document.
+-- One question every few seconds, however many pages are open: queues, workers and open alerts in one document.
 
 create function queue_worker_data.snapshot(minutes int default 60) returns jsonb
 language sql stable security definer set search_path = '' as $$
@@ -12,7 +12,8 @@ language sql stable security definer set search_path = '' as $$
                 'slots', w.slots, 'busy', w.busy, 'started_at', w.started_at, 'last_seen', w.last_seen,
                 'alive', w.last_seen > pg_catalog.now() - interval '45 seconds') order by w.started_at, w.worker)
             from queue_worker_data.workers w), '[]'),
-        'alerts', '[]'::jsonb);
+        'alerts', coalesce((select pg_catalog.jsonb_agg(a) from queue_worker_data.list_alerts() a
+            where a.cleared_at is null), '[]'));
 $$;
 
 create function queue_worker.snapshot(minutes int default 60) returns jsonb
