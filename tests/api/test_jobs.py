@@ -31,6 +31,7 @@ def client(dsn: str) -> Iterator[Client]:
 
 def bury(engine: Engine, payload: Any, error: str = "boom") -> int:
     msg_id = engine.send(payload)
+    engine.rows("update pgmq.q_QUEUE set vt = 'epoch' where msg_id = %s", msg_id)
     (receipt,) = engine.take(1)
     engine.settle([], [(receipt, "dead", 0, "rejected", error)])
     return int(engine.value("select dead_id from queue_worker.dead_letters where msg_id = %s", msg_id))

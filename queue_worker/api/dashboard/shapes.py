@@ -38,7 +38,9 @@ def _area(values: list[int], peak: int) -> str:
         f"{round(place * step, 1):g},{round(HEIGHT - (HEIGHT - _TOP) * value / peak, 1) if peak else HEIGHT:g}"
         for place, value in enumerate(values)
     ]
-    return f"M0,{HEIGHT} L{' L'.join(points)} L{WIDTH},{HEIGHT} Z"
+    # It begins and ends outside the box, so that its line has no walls.
+    first, last = points[0].partition(",")[2], points[-1].partition(",")[2]
+    return f"M-9,{HEIGHT} L-9,{first} L{' L'.join(points)} L{WIDTH + 9},{last} L{WIDTH + 9},{HEIGHT} Z"
 
 
 def count(value: int | None, capped: bool = False) -> str:
