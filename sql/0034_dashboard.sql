@@ -12,8 +12,8 @@ language sql stable security definer set search_path = '' as $$
                 'slots', w.slots, 'busy', w.busy, 'started_at', w.started_at, 'last_seen', w.last_seen,
                 'alive', w.last_seen > pg_catalog.now() - interval '45 seconds') order by w.started_at, w.worker)
             from queue_worker_data.workers w), '[]'),
-        'alerts', coalesce((select pg_catalog.jsonb_agg(a) from queue_worker_data.list_alerts() a
-            where a.cleared_at is null), '[]'));
+        'alerts', coalesce((select pg_catalog.jsonb_agg(a order by a.fired_at)
+            from queue_worker_data.list_alerts(100) a where a.cleared_at is null), '[]'));
 $$;
 
 create function queue_worker.snapshot(minutes int default 60) returns jsonb

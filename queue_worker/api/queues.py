@@ -35,6 +35,12 @@ def list_workers(parts: Given, _: Reader) -> Data:
     return Data(data=parts.backend.snapshot()["workers"])
 
 
+@router.get("/alerts")
+def list_alerts(parts: Given, _: Reader, limit: Limit = 100) -> Data:
+    """List alerts: open ones have no `cleared_at`."""
+    return Data(data=plain(parts.backend.rows("list_alerts", max_count=limit)))
+
+
 @router.get("/audit")
 def audit(parts: Given, _: Reader, limit: Limit = 100) -> Data:
     """List who did what, newest first."""

@@ -13,6 +13,7 @@ import psycopg
 from playwright.sync_api import Browser, sync_playwright
 
 from queue_worker import embedded, migrate
+from queue_worker.config import load_settings
 from tests.api.served import served
 from tests.sql.engine import Engine
 
@@ -75,7 +76,7 @@ def fill(db: psycopg.Connection[Any]) -> None:
         db.execute(
             "select queue_worker.schedule(%s, %s, %s, %s, timezone => %s)", [name, queue, cron, json.dumps({}), zone]
         )
-    rules = {"backlog": 100, "dead": 0}
+    rules = {**load_settings({"database_url": "postgresql://x"}).alert_rules, "every": 10, "lease": 60}
     db.execute("select * from queue_worker.check_alerts(%s)", [json.dumps(rules)])
 
 
