@@ -109,6 +109,15 @@ def test_an_alert_that_is_open_clears_below_the_threshold_and_after_a_while(engi
     assert engine.rows("select quiet_since from queue_worker_data.alerts") == [(None,)]
 
 
+def test_the_look_at_everything_shows_what_is_open(engine: Engine) -> None:
+    dead(engine)
+    check(engine, dead=1)
+    [shown] = engine.value("select queue_worker.snapshot() -> 'alerts'")
+    assert (shown["name"], shown["queue"], shown["detail"]) == ("dead", "work", "1 dead letter")
+    check(engine, dead=0)
+    assert engine.value("select queue_worker.snapshot() -> 'alerts'") == []
+
+
 def test_a_queue_that_was_dropped_takes_its_alerts_along(engine: Engine) -> None:
     engine.fill(4)
     check(engine, backlog=3)
