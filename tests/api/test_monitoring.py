@@ -1,4 +1,4 @@
-"""What watches the metrics: live workers of which one is started anew, the dashboard and rules of `deploy/`, the page."""
+"""What watches the metrics: live workers, one of them started anew; the dashboard and rules of `deploy/`; the page."""
 
 from __future__ import annotations
 
