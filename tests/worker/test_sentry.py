@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sentry_sdk
+from pydantic import BaseModel, ValidationError
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
-from queue_worker import Job, Reject, Retry
+from queue_worker import Job, Reject, Retry, events, log_events
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import app_of
@@ -64,6 +65,41 @@ def test_an_unexpected_error_carries_the_message_and_not_its_payload(
     assert not any("vars" in frame for frame in frames)
     assert "payload-of-a-person" not in "".join(sentry.texts)
     assert "pay" not in json.dumps(event["exception"]["values"][-1]["value"])
+
+
+class Known(BaseModel):
+    amount: int
+
+
+def quoting(job: Job[dict[str, Any]]) -> None:
+    raise ValueError(f"no such person: {job.payload['person']}, {job.payload['amount']}")
+
+
+def validating(job: Job[dict[str, Any]]) -> None:
+    try:
+        Known.model_validate(job.payload)
+    except ValidationError as error:
+        raise RuntimeError("does not fit") from error
+
+
+@pytest.mark.parametrize(
+    ("handler", "wanted"),
+    [(quoting, ["no such person: ***, ***"]), (validating, ["1 validation error for Known", "does not fit"])],
+)
+def test_one_event_without_the_payload_that_an_error_quotes_under_sentrys_own_integrations(
+    dsn: str, engine: Engine, sentry: Collected, handler: Callable[[Job[dict[str, Any]]], None], wanted: list[str]
+) -> None:
+    sentry_sdk.init(dsn="https://key@sentry.invalid/1", transport=sentry, send_default_pii=True, attach_stacktrace=True)
+    engine.send({"person": "payload-of-a-person", "amount": "4,711 roubles"})
+    with events.capture("message.dead") as dead, running(dsn, app_of(handler, max_attempts=1)):
+        detach = log_events.attach()
+        wait_until(lambda: dead, 20)
+        wait_until(lambda: sentry.events, 20)
+        detach()
+    [event] = sentry.events
+    assert [one["value"] for one in event["exception"]["values"]] == wanted
+    assert event["tags"]["queue"] == "work"
+    assert not [value for value in ("of-a-person", "roubles") if value in "".join(sentry.texts)]
 
 
 @pytest.mark.parametrize("error", [Retry("later"), Reject("never")])
