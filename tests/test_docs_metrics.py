@@ -28,8 +28,7 @@ def exported(db: psycopg.Connection[Any]) -> set[str]:
         "select queue_worker.record_timings(%s, %s)",
         [
             '[{"queue": "work", "bounds": [1], "counts": [1, 2], "total": 4}]',
-            '[{"name": "lost_leases", "queue": "work", "count": 1},'
-            ' {"name": "reconnects", "queue": "work", "count": 1}]',
+            json.dumps([{"name": name, "queue": "work", "count": 1} for name in ("lost_leases", "reconnects")]),
         ],
     )
 
