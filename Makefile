@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo      embedded Postgres and all three queues at work, nothing else needed"
 	@echo "make test      the tests that need only what pip installs, with coverage"
-	@echo "make test-all  those, and the tests marked full (needs npm, systemd-analyze, pgbouncer); coverage of the first, at least 90 %"
+	@echo "make test-all  those, and the tests marked full (needs npm, systemd-analyze, pgbouncer, chromium); coverage of the first, at least 90 %"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     the benchmarks"
 	@echo "make clean     removes .venv and whatever the targets made"

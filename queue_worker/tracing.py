@@ -2,8 +2,8 @@
 
 Off until `enable` was called; what is off costs one look at a flag. The context travels in the message's headers as
 W3C Trace Context says (`traceparent`, `tracestate`), so that a message sent by plain `pgmq.send` with these headers
-belongs to its sender's trace too. Names of spans and attributes follow OpenTelemetry's semantic conventions for messaging.
-No span holds a payload, nor the text of an error, which may quote one.
+belongs to its sender's trace too. Names of spans and attributes follow OpenTelemetry's semantic conventions for
+messaging. No span holds a payload, nor the text of an error, which may quote one.
 """
 
 from __future__ import annotations

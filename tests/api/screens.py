@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from queue_worker import embedded, migrate
@@ -81,14 +83,16 @@ def fill(db: psycopg.Connection[Any]) -> None:
 
 
 def shoot(browser: Browser, url: str, pages: dict[str, str]) -> None:
-    """Take a picture of every page in every size and scheme."""
+    """Take a picture of every page in every size and scheme; 64 colours are enough and a quarter of the bytes."""
     for size, viewport in SIZES.items():
         for scheme in ("light", "dark"):
             context = browser.new_context(viewport=viewport, color_scheme=scheme, device_scale_factor=1)
             page = context.new_page()
             for name, path in pages.items():
                 page.goto(url + path, wait_until="load")
-                page.screenshot(path=str(FOLDER / f"{name}-{size}-{scheme}.png"), full_page=size == "phone")
+                raw = page.screenshot(full_page=size == "phone" and name != "queue")
+                picture = Image.open(io.BytesIO(raw)).convert("RGB").quantize(64)
+                picture.save(FOLDER / f"{name}-{size}-{scheme}.png", optimize=True)
             context.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +19,10 @@ READ_TOKEN = "read-only-token-of-the-tests"
 
 
 class Client(httpx.Client):
-    """Speaks to one server; `url` is its address."""
+    """Speaks to one server; `url` is its address, `stop` ends it before the block does."""
 
     url: str
+    stop: Callable[[], None]
 
 
 @contextmanager
@@ -37,9 +38,10 @@ def served(
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with Client(base_url=server.url, headers=headers, timeout=30) as client:
-            client.url = server.url
+            client.url, client.stop = server.url, server.stop
             wait_until(lambda: client.get("/health").status_code == 200, 10)
             yield client
     finally:
         server.stop()
         thread.join(15)
+        assert not thread.is_alive(), "the server did not end"

@@ -17,6 +17,9 @@ from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import app_of
 
+# Not in one piece: the lines of source around an error are part of a report.
+PERSON = "-".join(["payload", "of", "a", "person"])
+
 
 class Collected(Transport):
     """Keeps what would be sent."""
@@ -52,8 +55,8 @@ def test_an_unexpected_error_carries_the_message_and_not_its_payload(
         secret = job.payload["secret"]
         raise KeyError(f"password={secret[:3]}")
 
-    msg_id = engine.send({"secret": "payload-of-a-person"})
-    sentry_sdk.add_breadcrumb(message="payload-of-a-person")
+    msg_id = engine.send({"secret": PERSON})
+    sentry_sdk.add_breadcrumb(message=PERSON)
     with running(dsn, app_of(handle)):
         wait_until(lambda: sentry.events, 20)
     [event] = sentry.events
@@ -63,7 +66,7 @@ def test_an_unexpected_error_carries_the_message_and_not_its_payload(
     frames = event["exception"]["values"][-1]["stacktrace"]["frames"]
     assert frames[-1]["function"] == "handle"
     assert not any("vars" in frame for frame in frames)
-    assert "payload-of-a-person" not in "".join(sentry.texts)
+    assert PERSON not in "".join(sentry.texts)
     assert "pay" not in json.dumps(event["exception"]["values"][-1]["value"])
 
 
@@ -91,11 +94,10 @@ def test_one_event_without_the_payload_that_an_error_quotes_under_sentrys_own_in
 ) -> None:
     sentry_sdk.init(dsn="https://key@sentry.invalid/1", transport=sentry, send_default_pii=True, attach_stacktrace=True)
     engine.send({"person": "payload-of-a-person", "amount": "4,711 roubles"})
+    detach = log_events.attach()
     with events.capture("message.dead") as dead, running(dsn, app_of(handler, max_attempts=1)):
-        detach = log_events.attach()
         wait_until(lambda: dead, 20)
-        wait_until(lambda: sentry.events, 20)
-        detach()
+    detach()
     [event] = sentry.events
     assert [one["value"] for one in event["exception"]["values"]] == wanted
     assert event["tags"]["queue"] == "work"

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from queue_worker import App, Job, Queue, tracing
+from queue_worker.client import close
 from tests.api.served import served
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
@@ -40,6 +41,7 @@ def spans(exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     yield exporter
     tracing.disable()
     exporter.clear()
+    close()
 
 
 def named(spans: InMemorySpanExporter, *names: str) -> list[ReadableSpan]:
@@ -136,5 +138,6 @@ def test_without_traces_headers_stay_as_they_are(dsn: str, engine: Engine, expor
     exporter.clear()
     with trace.get_tracer("sender").start_as_current_span("request"):
         Queue("work", database=dsn).send({})
+    close()
     assert engine.value("select headers from pgmq.q_work") is None
     assert [span.name for span in exporter.get_finished_spans()] == ["request"]
