@@ -83,14 +83,23 @@ def _export() -> None:
 
 @contextmanager
 def _sending(queue: str, tracer: Tracer) -> Iterator[dict[str, str]]:
-    from opentelemetry.trace import SpanKind
+    from opentelemetry.trace import SpanKind, Status, StatusCode
 
     with tracer.start_as_current_span(
-        f"send {queue}", kind=SpanKind.PRODUCER, attributes=_attributes(queue, "send", "send"), record_exception=False
-    ):
+        f"send {queue}",
+        kind=SpanKind.PRODUCER,
+        attributes=_attributes(queue, "send", "send"),
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
         carrier: dict[str, str] = {}
         _propagator().inject(carrier)
-        yield carrier
+        try:
+            yield carrier
+        except BaseException as error:
+            # The database quotes what it refuses.
+            _failed(span, error, Status(StatusCode.ERROR, type(error).__name__))
+            raise
 
 
 def sending(queue: str) -> AbstractContextManager[dict[str, str]]:

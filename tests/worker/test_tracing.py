@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from queue_worker import App, Job, Queue, tracing
+from queue_worker.errors import CallRefused
 from queue_worker.client import close
 from tests.api.served import served
 from tests.helpers import running, wait_until
@@ -131,6 +132,22 @@ def test_a_failure_names_its_kind_and_not_its_text(dsn: str, engine: Engine, spa
     assert handled.status.status_code is trace.StatusCode.ERROR
     assert (settle.attributes or {})["queue_worker.outcome"] == "retried"
     assert "the-payload" not in "".join(span.to_json() for span in spans.get_finished_spans())
+
+
+def test_a_send_that_is_refused_names_the_kind_of_error_and_not_its_text(
+    dsn: str, engine: Engine, spans: InMemorySpanExporter
+) -> None:
+    engine.rows(
+        "create function refuse() returns trigger language plpgsql as"
+        " $$ begin raise exception 'refused: %', new.message; end $$"
+    )
+    engine.rows("create trigger refuse before insert on pgmq.q_work for each row execute function refuse()")
+    with pytest.raises(CallRefused, match="the-payload"):
+        Queue("work", database=dsn).send({"secret": "the-payload"})
+    [send] = spans.get_finished_spans()
+    assert send.status.status_code is trace.StatusCode.ERROR
+    assert (send.attributes or {})["error.type"] == "CallRefused"
+    assert "the-payload" not in send.to_json()
 
 
 def test_without_traces_headers_stay_as_they_are(dsn: str, engine: Engine, exporter: InMemorySpanExporter) -> None:
