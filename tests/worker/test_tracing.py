@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from queue_worker import App, Job, Queue, tracing
-from queue_worker.errors import CallRefused
 from queue_worker.client import close
+from queue_worker.errors import CallRefused
 from tests.api.served import served
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
