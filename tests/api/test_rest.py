@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from queue_worker.config import load_settings
+from queue_worker.opening import open_database
+from queue_worker.timings import Durations, Timings
 from tests.api.served import served
+from tests.api.test_metrics import samples
 from tests.sql.engine import Engine
 from tests.supabase.project import project
 
@@ -32,3 +36,25 @@ def test_messages_queues_and_dead_letters_over_rest(dsn: str, engine: Engine) ->
         assert client.post("/api/jobs/nothing", json={}).status_code == 404
         assert client.post("/api/jobs/work", json={}, params={"priority": 5, "delay": "4000d"}).status_code == 422
         assert client.get("/api/audit").status_code == 200
+
+
+@pytest.mark.full
+def test_metrics_are_told_and_read_over_rest(dsn: str, engine: Engine) -> None:
+    durations, timings = Durations(), Timings()
+    engine.fill(3)
+    engine.settle(engine.take(3))
+    with project(dsn) as made, served(None, **made.settings()) as client:
+        database = open_database(load_settings(made.settings()))
+        timings.begin([("work", durations)])
+        try:
+            durations.add([0.001, 0.3, 2000.0])
+            timings.flush(database.transport())
+        finally:
+            timings.end()
+            database.close()
+        found = samples(client)
+    assert found["queue_worker_messages_done_total", "work"] == 3
+    assert found["queue_worker_pickup_seconds_count", "work"] == 3
+    assert found["queue_worker_duration_seconds_count", "work"] == 3
+    assert found["queue_worker_duration_seconds_sum", "work"] == 2000.301
+    assert found["queue_worker_messages", "dead", "work"] == 0
