@@ -354,6 +354,8 @@ begin
     if relation is null then
         return;
     end if;
+    select count(*) into dead
+        from (select from queue_worker_data.dead_letters d where d.queue = count_states.queue limit cap + 1) d;
     execute pg_catalog.format(
         'select (select count(*) from (select from %1$s m where m.vt <= $2 limit $3) w),
                 (select pg_catalog.date_part(''epoch'', $2 - m.vt) from %1$s m
@@ -368,14 +370,16 @@ begin
         into waiting, oldest_seconds, hidden, running
         using count_states.queue, pg_catalog.now(), cap + 1;
     delayed := hidden - running;
-    select count(*) into dead
-        from (select from queue_worker_data.dead_letters d where d.queue = count_states.queue limit cap + 1) d;
     capped := coalesce(greatest(waiting, hidden, dead) > cap, false);
     if waiting > cap then
         select greatest(waiting, coalesce(nullif(pg_catalog.pg_stat_get_live_tuples(c.oid), 0), c.reltuples::bigint)
                    - hidden)
             into waiting from pg_catalog.pg_class c where c.oid = relation;
     end if;
+    return next;
+exception when insufficient_privilege then
+    -- A queue that nobody has taken over: it must not hide all the others.
+    capped := false;
     return next;
 end $$;
 

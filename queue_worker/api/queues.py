@@ -63,6 +63,8 @@ def status_of(backend: Backend, queue: str) -> dict[str, Any]:
     if not rows:
         raise ApiError(404, f"queue {queue!r} does not exist")
     row: dict[str, Any] = plain(rows[0])
+    if row["waiting"] is None:
+        raise ApiError(403, f"queue {queue!r} belongs to another role of the database: `queue-worker create {queue}`")
     created, active = row["waiting"] + row["delayed"], row["running"]
     return {"created": created, "active": active, "total": created + active + row["completed"], **row}
 

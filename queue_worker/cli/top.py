@@ -174,7 +174,9 @@ def _busiest(queues: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """Return as many queues as there is room for, those with most to do, in their order."""
 
     def busy(one: dict[str, Any]) -> tuple[Any, ...]:
-        return (one["running"] + one["waiting"], one["rate"], one["dead"], one["delayed"])
+        # Nothing is known of the messages of a queue that belongs to another role.
+        running, waiting, delayed = (one[state] or 0 for state in ("running", "waiting", "delayed"))
+        return (running + waiting, one["rate"], one["dead"], delayed)
 
     kept = {one["queue"] for one in sorted(queues, key=busy, reverse=True)[:most]}
     return [one for one in queues if one["queue"] in kept]

@@ -181,3 +181,11 @@ def test_what_workers_measured_adds_up(db: psycopg.Connection[Any], engine: Engi
         )
     assert timing(engine, "duration") == (12, [2, 4, 6], 80)
     assert engine.value("select count from queue_worker.list_counts() where name = 'lost_leases'") == 4
+
+
+def test_a_queue_that_belongs_to_somebody_else_hides_no_other(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(2)
+    db.execute("select pgmq.create('others')")
+    db.execute("alter table pgmq.q_others owner to postgres; revoke all on pgmq.q_others from public, queue_owner")
+    assert overview(db)["waiting"] == 2
+    assert overview(db, "others")["waiting"] is None

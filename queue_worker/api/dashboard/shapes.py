@@ -47,7 +47,7 @@ def count(value: int | None, capped: bool = False) -> str:
     """Return a number of messages: 12,345, or as an estimate about 1.2 M."""
     if value is None:
         return "–"
-    if not capped or value < 10_000:
+    if not capped or value <= 10_000:
         return f"{value:,}"
     return f"≈ {value / 1e6:.1f} M" if value >= 1e6 else f"≈ {value / 1e3:.0f} k"
 
