@@ -46,6 +46,15 @@ create table queue_worker_data.timings (
     primary key (queue, kind, bounds)
 );
 
+-- How often leases were lost and connections came back, as workers report with record_counts.
+create table queue_worker_data.counts (
+    name  text not null,
+    queue text not null,
+    count bigint not null default 0,
+    primary key (name, queue)
+);
+
+alter table queue_worker_data.counts enable row level security;
 alter table queue_worker_data.timings enable row level security;
 alter table queue_worker_data.tally enable row level security;
 alter table queue_worker_data.minutes enable row level security;
@@ -111,6 +120,13 @@ begin
     -- A SELECT in WITH runs only where it is read.
     select coalesce((select sum(s.taken) from sums s), 0) + 0 * (select count(*) from timed) into taken;
     delete from queue_worker_data.minutes m where m.minute < pg_catalog.clock_timestamp() - interval '7 days';
+    -- A queue that is made anew under the name of a dropped one counts from 0.
+    with dropped as (
+        delete from queue_worker_data.totals o
+        where not exists (select from pgmq.meta m where m.queue_name = o.queue) returning o.queue),
+    untimed as (delete from queue_worker_data.timings t using dropped d where t.queue = d.queue),
+    uncounted as (delete from queue_worker_data.counts c using dropped d where c.queue = d.queue)
+    delete from queue_worker_data.minutes m using dropped d where m.queue = d.queue;
     return taken;
 end $$;
 

@@ -256,15 +256,6 @@ language sql stable security definer set search_path = '' as $$
     group by s.queue, s.kind, s.bounds order by s.queue, s.kind;
 $$;
 
--- How often leases were lost and connections came back, as workers report with record_counts.
-create table queue_worker_data.counts (
-    name  text not null,
-    queue text not null,
-    count bigint not null default 0,
-    primary key (name, queue)
-);
-alter table queue_worker_data.counts enable row level security;
-
 create function queue_worker_data.record_counts(counts jsonb) returns bigint
 language sql security definer set search_path = '' as $$
     with c as (

@@ -112,7 +112,9 @@ def caller_of(request: Request) -> str:
     return request.client.host if request.client else "?"
 
 
-def role(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)] = None) -> Role:
+async def role(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)] = None
+) -> Role:
     """Return the role of a request by its token, or by the cookie of the dashboard; raises ApiError 401 or 429."""
     access: Access = request.state.queue_worker.access
     if access.open:
@@ -134,7 +136,7 @@ def role(request: Request, given: Annotated[HTTPAuthorizationCredentials | None,
     raise ApiError(401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
 
 
-def operator(found: Annotated[Role, Depends(role)]) -> Role:
+async def operator(found: Annotated[Role, Depends(role)]) -> Role:
     """Return the role if it may change something; raises ApiError 403."""
     if found != "operator":
         raise ApiError(403, "this token is read-only")

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/api/jobs/{queue}", tags=["messages"], responses=docu
 State = Literal["waiting", "delayed", "running", "completed"]
 
 
-def parts_of(request: Request) -> Parts:
+async def parts_of(request: Request) -> Parts:
     """Return what the API of this request is made of."""
     found: Parts = request.state.queue_worker
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from queue_worker.api import backend
 from tests.api.served import TOKEN, served
 from tests.blackbox.program import COMMAND, Program
 from tests.helpers import wait_until
@@ -123,3 +126,29 @@ def test_a_database_that_dies_is_told_and_its_return_is_seen(tmp_path_factory: p
             assert client.post("/api/jobs/work", json={}).status_code == 201
     finally:
         own.close()
+
+
+def test_it_says_that_it_lives_while_every_thread_waits_for_a_silent_database(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "LONGEST_CALL", 1.0)
+    own = OwnServer(tmp_path_factory.mktemp("own") / "pg")
+    try:
+        with served(own.url) as client:
+            assert client.get("/ready").status_code == 200
+            own.proxy.blackhole()
+            waiting = [threading.Thread(target=ask, args=(client.url,)) for _ in range(60)]
+            for one in waiting:
+                one.start()
+            assert client.get("/health").json() == {"status": "ok"}
+            own.proxy.heal()
+            for one in waiting:
+                one.join()
+            wait_until(lambda: client.get("/ready").status_code == 200, 30)
+    finally:
+        own.close()
+
+
+def ask(url: str) -> None:
+    with contextlib.suppress(httpx.TransportError):
+        httpx.get(f"{url}/api/queues", timeout=60)

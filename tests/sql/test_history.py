@@ -189,3 +189,15 @@ def test_a_queue_that_belongs_to_somebody_else_hides_no_other(db: psycopg.Connec
     db.execute("alter table pgmq.q_others owner to postgres; revoke all on pgmq.q_others from public, queue_owner")
     assert overview(db)["waiting"] == 2
     assert overview(db, "others")["waiting"] is None
+
+
+def test_a_dropped_queue_takes_its_numbers_along(db: psycopg.Connection[Any], engine: Engine) -> None:
+    engine.fill(2)
+    engine.settle(engine.take(2))
+    heartbeat(db)
+    db.execute("select queue_worker.drop_queue('work')")
+    heartbeat(db)
+    for table in ("totals", "minutes", "timings", "tally"):
+        assert db.execute(f"select count(*) from queue_worker_data.{table}").fetchone() == (0,), table
+    db.execute("select queue_worker.create_queue('work')")
+    assert overview(db)["completed"] == 0

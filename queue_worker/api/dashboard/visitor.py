@@ -111,7 +111,7 @@ def is_browser(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
 
 
-def visitor(request: Request, parts: Annotated[Parts, Depends(parts_of)]) -> Visitor:
+async def visitor(request: Request, parts: Annotated[Parts, Depends(parts_of)]) -> Visitor:
     """Return who looks, by cookie or bearer token; raises LoginNeeded for a browser, ApiError for others."""
     access = parts.access
     cookie = request.cookies.get(COOKIE, "")
@@ -146,7 +146,7 @@ class Act:
     form: dict[str, str]
 
 
-def act(who: Annotated[Visitor, Depends(visitor)], form: Annotated[dict[str, str], Depends(form_of)]) -> Act:
+async def act(who: Annotated[Visitor, Depends(visitor)], form: Annotated[dict[str, str], Depends(form_of)]) -> Act:
     """Return a form of somebody who may change something; raises ApiError 403."""
     if not who.operator:
         raise ApiError(403, "this token is read-only")
