@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 
@@ -244,3 +245,28 @@ def test_a_thousand_callers_who_guess_are_not_all_remembered(monkeypatch: pytest
         assert known.refuse(str(number)).status == 401
     assert len(known._wrong) == 50
     wait_until(lambda: known.refuse("999").status == 429)
+
+
+def test_mounted_pages_and_their_session_stay_below_their_path(dsn: str, engine: Engine) -> None:
+    api = create_api(settings=load_settings({"database_url": dsn, "api_token": TOKEN}))
+    site = FastAPI()
+    site.mount("/ops/queues", api)
+
+    async def use() -> None:
+        transport = httpx.ASGITransport(site)
+        page = {"Accept": "text/html"}
+        async with httpx.AsyncClient(transport=transport, base_url="https://example.com") as client:
+            answer = await client.get("/ops/queues/", headers=page)
+            assert (answer.status_code, answer.headers["location"]) == (303, "/ops/queues/login")
+            answer = await client.post("/ops/queues/login", data={"token": TOKEN}, headers=page)
+            assert "Path=/ops/queues;" in answer.headers["set-cookie"]
+            answer = await client.get(answer.headers["location"], headers=page)
+            links = re.findall(r'(?:href|src|action|data-events)="([^"]+)"', answer.text)
+            assert "/ops/queues/queues/work" in links
+            assert [link for link in links if not link.startswith("/ops/queues/")] == []
+            assert (await client.get("/ops/queues/static/app.css")).status_code == 200
+
+    try:
+        asyncio.run(use())
+    finally:
+        api.state.queue_worker.backend.close()
