@@ -17,11 +17,10 @@ from queue_worker.api.access import Access, Reader
 from queue_worker.api.answers import ApiError, failure
 from queue_worker.api.backend import Backend
 from queue_worker.api.dashboard.visitor import LoginNeeded, is_browser, render, root_of
-from queue_worker.api.guard import Guard, Parts, is_loopback, loopback_hosts
+from queue_worker.api.guard import Guard, Parts, loopback_hosts
 from queue_worker.config import Settings, load_settings
 from queue_worker.processor import App
 
-_TOKENLESS = frozenset({"/health", "/ready"})
 _DESCRIPTION = """Send messages, look into queues and operate them.
 
 Every answer is `{"success": true, ...}` or `{"success": false, "error": "..."}`. Ids are strings."""
@@ -73,6 +72,15 @@ def _document(api: FastAPI) -> None:
         return JSONResponse(api.openapi())
 
 
+def _answer(request: Request, status: int, line: str, headers: dict[str, str] | None) -> Response:
+    """Return an error as a page where a person waits for one, else as JSON."""
+    if not is_browser(request):
+        return failure(request, status, line, headers)
+    page = render("error.html", status, root=root_of(request), error=line, status=status)
+    page.headers.update(headers or {})
+    return page
+
+
 def _say_errors_alike(api: FastAPI) -> None:
     @api.exception_handler(LoginNeeded)
     async def login(request: Request, _: LoginNeeded) -> Response:
@@ -80,11 +88,7 @@ def _say_errors_alike(api: FastAPI) -> None:
 
     @api.exception_handler(ApiError)
     async def ours(request: Request, error: ApiError) -> Response:
-        if is_browser(request):
-            page = render("error.html", error.status, root=root_of(request), error=error.line, status=error.status)
-            page.headers.update(error.headers or {})
-            return page
-        return failure(request, error.status, error.line, error.headers)
+        return _answer(request, error.status, error.line, error.headers)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -94,11 +98,8 @@ def _say_errors_alike(api: FastAPI) -> None:
         return failure(request, 422, f"{place or 'the request'}: {first['msg']}")
 
     @api.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> Response:
         line = {404: "there is no such page", 405: "this method is not allowed here"}.get(
             error.status_code, str(error.detail)
         )
-        return failure(request, error.status_code, line, dict(error.headers or {}))
-
-
-__all__ = ["create_api", "is_loopback"]
+        return _answer(request, error.status_code, line, dict(error.headers or {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from queue_worker.api.backend import Backend
 from queue_worker.api.guard import Parts
 from queue_worker.api.values import Limit, MessageId, QueueName, json_body, number, redacted
 from queue_worker.errors import InvalidPayload, UsageError
-from queue_worker.sending import UniqueMode, UniqueScope, payload_of, sql_options, to_json_data
+from queue_worker.sending import UniqueMode, UniqueScope, json_text, payload_of, sql_options, to_json_data
 from queue_worker.transport import JsonArray
 
 MAX_BATCH = 1000
@@ -84,8 +85,6 @@ def _payload(parts: Parts, queue: str, payload: Any) -> dict[str, Any]:
 
 
 def _text(payload: dict[str, Any]) -> str:
-    from queue_worker.sending import json_text
-
     try:
         return json_text(payload, "the payload")
     except UsageError as error:
@@ -153,7 +152,7 @@ def list_messages(
 
 
 def find(backend: Backend, queue: str, state: str | None, limit: int, contains: str | None) -> list[dict[str, Any]]:
-    """Return messages of a queue, redacted; `contains`: JSON text, or plain text that some field of the payload has."""
+    """Return messages of a queue, redacted; `contains`: a JSON object as text. Raises ApiError."""
     wanted = _wanted(contains)
     if state == "completed":
         rows = backend.rows("archived", queue=queue, max_count=limit, contains=wanted)
@@ -165,8 +164,6 @@ def find(backend: Backend, queue: str, state: str | None, limit: int, contains: 
 def _wanted(contains: str | None) -> Any:
     if not contains:
         return None
-    import json
-
     try:
         found = json.loads(contains)
     except (ValueError, RecursionError):
