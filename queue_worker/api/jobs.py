@@ -65,9 +65,7 @@ class Options:
         retry_delay: Annotated[str | None, Query(description="Instead of the queue's")] = None,
         timeout: Annotated[str | None, Query(description="Instead of the queue's")] = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
-        # A `+` of an offset arrives as a blank, unless it was escaped.
-        self.given = {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
+        self.given = {name: value for name, value in locals().items() if name != "self" and value is not None}
 
 
 def _payload(parts: Parts, queue: str, payload: Any) -> dict[str, Any]:
