@@ -26,6 +26,7 @@ INTERVAL = 5.0
 _WAIT = 5.0
 _MIGRATE = "the database lacks a function of this version: run `queue-worker migrate`"
 _SAID = (
+    ("57014", 503, "the database took too long"),
     ("42883", 503, _MIGRATE),
     ("3F000", 503, _MIGRATE),
     ("42501", 403, "the server's role in the database may not do this"),
@@ -103,7 +104,11 @@ class Backend:
                 self._database = open_database(self.settings)
                 self._watch = contextlib.ExitStack()
                 self._watch.enter_context(self._database.watched(LONGEST_CALL))
-            transport = self._free.pop() if self._free else self._database.transport()
+            if self._free:
+                transport = self._free.pop()
+            else:
+                # Shorter than the watch: a connection that is cut leaves its query running.
+                transport = self._database.transport(statement_seconds=LONGEST_CALL * 0.8)
         try:
             yield transport
         finally:

@@ -116,8 +116,11 @@ class Database(Protocol):
     def address(self) -> Address:
         """Return what another process needs to open the same database."""
 
-    def transport(self, *, receipts: bool = False) -> Transport:
-        """Return a transport of its own; `receipts` for the engine's calls."""
+    def transport(self, *, receipts: bool = False, statement_seconds: float | None = None) -> Transport:
+        """Return a transport of its own; `receipts` for the engine's calls.
+
+        `statement_seconds`: the server ends a call that takes longer, where that is possible.
+        """
 
     def listener(self, queues: Sequence[str], cycle_seconds: float) -> Listener | None:
         """Return what wakes loops without their polling, or None."""

@@ -57,9 +57,11 @@ class PostgresDatabase:
         """Return None: no API is on the way."""
         return
 
-    def transport(self, *, receipts: bool = False) -> PostgresTransport:
-        """Return a transport with a connection of its own; `receipts` for the engine's calls."""
-        transport = PostgresTransport(self.conninfo, pooler=self.pooler, receipts=receipts)
+    def transport(self, *, receipts: bool = False, statement_seconds: float | None = None) -> PostgresTransport:
+        """Return a transport with a connection of its own; see `Database`."""
+        transport = PostgresTransport(
+            self.conninfo, pooler=self.pooler, receipts=receipts, statement_seconds=statement_seconds
+        )
         self._opened.append(transport)
         return transport
 

@@ -125,13 +125,21 @@ class PostgresTransport:
     """One connection to Postgres, for one thread at a time.
 
     `conninfo` is asked at each connect, so that an embedded server may come back at another place. `receipts`: see
-    `adapt.register`.
+    `adapt.register`. `statement_seconds`: the server ends a call that takes longer (57014).
     """
 
-    def __init__(self, conninfo: Callable[[], str], *, pooler: bool = False, receipts: bool = False) -> None:
+    def __init__(
+        self,
+        conninfo: Callable[[], str],
+        *,
+        pooler: bool = False,
+        receipts: bool = False,
+        statement_seconds: float | None = None,
+    ) -> None:
         self._conninfo = conninfo
         self._pooler = pooler
         self._receipts = receipts
+        self._statement_seconds = statement_seconds
         self._connection: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
         self._guard = threading.Lock()
@@ -150,7 +158,9 @@ class PostgresTransport:
                 opened = connect(self._conninfo(), pooler=self._pooler, receipts=self._receipts)
                 with self._guard:
                     self._connection = opened
-            return run(self._connection, function, params)
+            if self._statement_seconds is None:
+                return run(self._connection, function, params)
+            return self._limited(self._connection, self._statement_seconds, function, params)
         except psycopg.Error as error:
             failure = translate(error, self._connection)
             if error.sqlstate in _NOT_PREPARED_HERE:
@@ -162,6 +172,14 @@ class PostgresTransport:
             raise failure from None
         finally:
             self._busy_since = None
+
+    def _limited(
+        self, connection: psycopg.Connection[Any], seconds: float, function: str, params: Mapping[str, Any]
+    ) -> Rows:
+        # For the transaction alone: a session behind a pooler has others after us.
+        with connection.transaction():
+            connection.execute("select set_config('statement_timeout', %s, true)", [f"{seconds * 1000:.0f}ms"])
+            return run(connection, function, params)
 
     def abort(self) -> None:
         """See `Transport.abort`."""

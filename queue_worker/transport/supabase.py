@@ -175,8 +175,12 @@ class SupabaseDatabase:
         """See `Database`; None too where an API does not tell."""
         return self._client.exposed_schemas()
 
-    def transport(self, *, receipts: bool = False) -> SupabaseTransport:
-        """Return a transport; `receipts` for the engine's calls, whose loops repeat by themselves."""
+    def transport(self, *, receipts: bool = False, statement_seconds: float | None = None) -> SupabaseTransport:
+        """Return a transport; `receipts` for the engine's calls, whose loops repeat by themselves.
+
+        `statement_seconds` is not used: the roles of the API have a time limit of their own.
+        """
+        del statement_seconds
         return SupabaseTransport(self._client, receipts=receipts, tries=1 if receipts else _TRIES)
 
     def producers(self) -> SupabaseTransport:

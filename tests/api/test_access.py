@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 
-from queue_worker.api import access, create_api, guard, server
+from queue_worker.api import access, backend, create_api, guard, server
 from queue_worker.config import load_settings
 from tests.api.served import READ_TOKEN, TOKEN, Client, served
 from tests.helpers import wait_until
@@ -270,3 +270,20 @@ def test_mounted_pages_and_their_session_stay_below_their_path(dsn: str, engine:
         asyncio.run(use())
     finally:
         api.state.queue_worker.backend.close()
+
+
+def test_a_query_that_takes_too_long_is_ended_in_the_database_too(
+    dsn: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "LONGEST_CALL", 1.0)
+    db.execute(
+        "create or replace function queue_worker_data.snapshot(minutes int default 60) returns jsonb language plpgsql"
+        " as $$ begin perform pg_sleep(60); return '{}'; end $$"
+    )
+    with served(dsn) as client:
+        answer = client.get("/api/queues")
+        assert answer.status_code == 503
+        assert answer.json()["error"] == "the database took too long"
+        asleep = "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'"
+        assert db.execute(asleep).fetchone() == (0,)
+        assert client.get("/api/schedules").status_code == 200
