@@ -199,8 +199,10 @@ def test_a_claim_whose_reply_is_lost_is_run_once_when_its_lease_ends(
     app = app_of(lambda job: starts.append(job.msg_id), cycle=60, lease=600)
     with events.capture("database.back") as back, running(proxied, app, pooler="yes") as worker:
         wait_until(lambda: worker.service.workers and worker.service.workers[0].empty_claims)
-        msg_id = engine.send({})
-        proxy.drop_reply(b"settle_claim")
+        # In one transaction: a worker that looks around by itself must not claim it before its reply is to be lost.
+        with engine.connection.transaction():
+            msg_id = engine.send({})
+            proxy.drop_reply(b"settle_claim")
         worker.service.workers[0].wake()
         wait_until(lambda: back)
         assert engine.state(msg_id)[:2] == (1, False)
