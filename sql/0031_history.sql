@@ -95,7 +95,8 @@ begin
         where t.tally_id = any (array(select x.tally_id from queue_worker_data.tally x order by x.tally_id limit max_count))
         returning t.queue, pg_catalog.date_trunc('minute', t.at) as minute, t.done, t.retried, t.dead, t.lost, t.pickups),
     picked as (
-        select g.queue, pg_catalog.width_bucket(p.seconds, bounds) as bucket, count(*) as n, sum(p.seconds) as total
+        select g.queue, pg_catalog.width_bucket(p.seconds, bounds) as bucket, count(*) as n,
+               sum(p.seconds::double precision) as total  -- a sum of reals would be a real: 7 digits
         from gone g, pg_catalog.unnest(g.pickups) p (seconds) group by g.queue, 2),
     timed as (
         select queue_worker_data.add_timings(q.queue, 'pickup', bounds, array(

@@ -237,7 +237,8 @@ returns table (queue text, kind text, bounds double precision[], counts bigint[]
 language sql stable security definer set search_path = '' as $$
     with b as (select queue_worker_data.pickup_bounds() as bounds),
     picked as (
-        select t.queue, pg_catalog.width_bucket(p.seconds, b.bounds) + 1 as place, count(*) as n, sum(p.seconds) as total
+        select t.queue, pg_catalog.width_bucket(p.seconds, b.bounds) + 1 as place, count(*) as n,
+               sum(p.seconds::double precision) as total
         from b, queue_worker_data.tally t, pg_catalog.unnest(t.pickups) p (seconds) group by t.queue, 2),
     -- By bucket, folded or not.
     counted as (
