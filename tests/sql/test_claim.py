@@ -91,15 +91,18 @@ def test_a_queue_that_grows_behind_a_warm_connection_is_still_read_by_its_index(
     )
     pages = engine.value("select pg_relation_size('pgmq.q_work') / 8192")
     assert pages > 2000
-    # Measured: 13 pages a message claimed, 22 extended; a sequential scan would touch every page of the table.
-    assert claim_buffers(engine, 20) < 800
-    held = engine.take(20)
-    arrays = columns(held)
     extend = "select * from queue_worker.extend('work', %s::bigint[], %s::int[], %s::timestamptz[], 60)"
-    assert buffers(engine, extend, *arrays) < 800
     settle = "select * from queue_worker.settle('work', %s::bigint[], %s::int[], %s::timestamptz[])"
-    assert buffers(engine, settle, *arrays) < 800
-    assert engine.count("archive") == 20
+    claimed, extended, settled = [], [], []
+    for _ in range(3):
+        claimed.append(claim_buffers(engine, 20))
+        arrays = columns(engine.take(20))
+        extended.append(buffers(engine, extend, *arrays))
+        settled.append(buffers(engine, settle, *arrays))
+    # Measured: 13 pages a message claimed, 22 extended; a sequential scan would touch every page of the table, every
+    # time. The least of three, because DDL in a neighbour's database makes one of them read the catalogue again.
+    assert max(min(claimed), min(extended), min(settled)) < 800
+    assert engine.count("archive") == 60
 
 
 def test_a_paused_queue_gives_nothing_but_is_settled(engine: Engine) -> None:
