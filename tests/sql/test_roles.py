@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from queue_worker import Job
+from queue_worker import Job, events
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
 from tests.worker.kit import app_of
@@ -145,10 +145,14 @@ def test_a_worker_needs_no_more_than_its_role(engine: Engine, login: str, db: ps
     app = app_of(handle, retry=(0,))
     app.schedule("every 1s", queue="work", name="tick", payload={"tick": True})
     engine.send({"fail": True})
-    with running(login, app):
+    with events.capture() as seen, running(login, app, alert_check_seconds=1):
         wait_until(lambda: engine.value("select count(*) from effects") >= 6, 30)
         wait_until(lambda: engine.rows("select 1 from queue_worker.workers"))
+        wait_until(lambda: engine.rows("select 1 from queue_worker.alerts"), 30)
     assert engine.value("select count(*) from queue_worker.failures where kind = 'failed'") == 1
+    # Written with a heartbeat and at the end; a right that is missing there stops no message, it is only logged.
+    assert engine.rows("select 1 from queue_worker.list_timings() where kind = 'duration'")
+    assert [one for one in seen if "permission denied" in str(one)] == []
 
 
 EVIL = """
