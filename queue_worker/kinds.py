@@ -13,6 +13,7 @@ from queue_worker.config import QueueOptions, Settings
 from queue_worker.executor import Executor
 from queue_worker.isolation import ProcessExecutor
 from queue_worker.loop_thread import LoopThread
+from queue_worker.platforms import require_posix
 from queue_worker.processor import JobContext, Processor
 from queue_worker.retry import RetryPolicy
 from queue_worker.threads import ThreadExecutor
@@ -43,6 +44,7 @@ class Kinds:
             "results": options.results,
         }
         if processor.isolation == "process":
+            require_posix(f'isolation="process" (queue {processor.queue})')
             return ProcessExecutor(processor, policy, context, setup=self._setup(processor, options), **common)
         if processor.is_async:
             return AsyncExecutor(processor, policy, context, loop=self._loop, batch_size=options.batch_size, **common)

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from queue_worker.api.application import create_api
 from queue_worker.api.guard import is_loopback
 from queue_worker.errors import ConfigError
+from queue_worker.manager import Manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ HEADER_SECONDS = 10.0
 
 _AT_ONCE = 200
 _GRACE = 5
+_ALIVE_TICKS = 50
 
 
 class _Impatient(H11Protocol):
@@ -62,12 +64,25 @@ class _Impatient(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Tells open streams that a signal ends it; they would hold it up."""
+    """Tells the process manager how it is, and open streams that a signal ends it; they would hold it up."""
 
     closing: threading.Event
+    manager: Manager
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.manager.ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        # Ten ticks a second, on the loop that answers requests: a loop that is stuck feeds no watchdog.
+        if counter % _ALIVE_TICKS == 0:
+            self.manager.alive()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.closing.set()
+        self.manager.stopping()
         super().handle_exit(sig, frame)
 
 
@@ -83,11 +98,17 @@ def check_address(settings: Settings) -> None:
 class ApiServer:
     """The API on a port: a Side of the supervisor, or `run` on the main thread.
 
-    Raises ConfigError for an address that is taken or not allowed.
+    `manager`: who is told that it is ready and alive; nobody beside a worker, which speaks for the process. Raises
+    ConfigError for an address that is taken or not allowed.
     """
 
     def __init__(
-        self, settings: Settings, app: App | None = None, *, healthy: Callable[[], bool] | None = None
+        self,
+        settings: Settings,
+        app: App | None = None,
+        *,
+        healthy: Callable[[], bool] | None = None,
+        manager: Manager | None = None,
     ) -> None:
         check_address(settings)
         self.application = create_api(app, settings, healthy=healthy)
@@ -108,6 +129,7 @@ class ApiServer:
             )
         )
         self._server.closing = self.application.state.queue_worker.closing
+        self._server.manager = manager or Manager({})
 
     @property
     def url(self) -> str:

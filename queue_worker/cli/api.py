@@ -12,6 +12,7 @@ from queue_worker import log, tracing
 from queue_worker.cli import common
 from queue_worker.cli.application import load_app
 from queue_worker.errors import ConfigError
+from queue_worker.manager import Manager
 
 if TYPE_CHECKING:
     from queue_worker.api.server import ApiServer
@@ -36,7 +37,7 @@ def api(
     log.configure("DEBUG" if common.common.verbose else settings.log_level, settings.log_format)
     for line in settings.warnings:
         logger.warning("{}", line)
-    server = _server(settings, load_app(settings.app))
+    server = _server(settings, load_app(settings.app), manager=Manager())
     _announce(server, settings)
     # The server handles these two while it runs, and raises them once more at its end, which must be a clean exit.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -55,12 +56,13 @@ def beside(settings: Settings, app: App, service: Service) -> ApiServer:
     return server
 
 
-def _server(settings: Settings, app: App, service: Service | None = None) -> ApiServer:
+def _server(settings: Settings, app: App, service: Service | None = None, manager: Manager | None = None) -> ApiServer:
     try:
         from queue_worker.api.server import ApiServer
     except ImportError as error:
         raise ConfigError(f"the API needs an extra ({error.name}): pip install 'queue-worker[api]'") from None
-    return ApiServer(settings, app, healthy=None if service is None else lambda: service.healthy)
+    healthy = None if service is None else lambda: service.healthy
+    return ApiServer(settings, app, healthy=healthy, manager=manager)
 
 
 def _announce(server: ApiServer, settings: Settings) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from queue_worker.cli import common
 from queue_worker.cli.common import AsJson
+from queue_worker.platforms import require_posix
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +25,7 @@ def demo(
     as_json: AsJson = False,
 ) -> int:
     """Run all three queues for real, on an embedded Postgres."""
+    require_posix("the demo")
     from queue_worker.cli.demo_screen import Screen
     from queue_worker.demo import run
 

@@ -1,4 +1,4 @@
-"""`queue-worker init`: writes the file by which PM2, systemd or Docker Compose runs the worker."""
+"""`queue-worker init`: writes the files by which PM2, systemd or Docker Compose runs the worker."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ def register(app: typer.Typer) -> None:
 
 def init(
     kind: Annotated[Kind, typer.Argument(metavar="pm2|systemd|compose", show_default=False)],
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    print_it: Annotated[bool, typer.Option("--print", help="Print the file instead of writing it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    print_it: Annotated[bool, typer.Option("--print", help="Print instead of writing.")] = False,
 ) -> None:
-    """Write a file for PM2, systemd or Compose. It runs the worker from this folder."""
+    """Write the files for PM2, systemd or Compose that run the worker from this folder."""
     from queue_worker import deploy
 
     settings = common.settings()
-    text = deploy.render(kind, deploy.Place.here(settings.grace_seconds, settings.stop_timeout))
+    files = deploy.render(kind, deploy.Place.here(settings.grace_seconds, settings.stop_timeout))
     if print_it:
-        print(text, end="")
+        print("\n".join(f"# ---- {name}\n{text}" if len(files) > 1 else text for name, text in files.items()), end="")
         return
-    path = Path(deploy.FILES[kind])
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UsageError(f"{path} is there already: --force writes over it, --print shows the new one") from None
-    print(f"{path} written\n{deploy.NEXT[kind]}")
+    taken = [name for name in files if Path(name).exists()]
+    if taken and not force:
+        names = " and ".join(filter(None, [", ".join(taken[:-1]), taken[-1]]))
+        verb = "is" if len(taken) == 1 else "are"
+        raise UsageError(f"{names} {verb} there already: --force writes over, --print shows")
+    for name, text in files.items():
+        Path(name).write_text(text, encoding="utf-8")
+        print(f"{name} written")
+    print(deploy.next_step(kind, files))

@@ -16,6 +16,7 @@ from queue_worker.cli.application import load_app
 from queue_worker.cli.failure import FAILED
 from queue_worker.config import Settings
 from queue_worker.errors import QueueWorkerError
+from queue_worker.platforms import require_posix
 
 if TYPE_CHECKING:
     from queue_worker.cli.parents import ProcessHost
@@ -86,6 +87,8 @@ def start(
     }
     settings = common.settings(**given)
     settings.require_database()
+    if settings.processes > 1 or settings.max_memory is not None:
+        require_posix("--processes" if settings.processes > 1 else "--max-memory")
     if child is None and settings.reload:
         return parents.run_reload(settings)
     if child is None and settings.processes > 1:

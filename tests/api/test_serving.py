@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -63,6 +64,40 @@ def test_alone_it_serves_says_how_and_ends_cleanly(dsn: str, engine: Engine) -> 
     assert f"at http://127.0.0.1:{port}" in read("api.log")
     assert "no token is set" in read("api.log")
     assert engine.count("queue") == 1
+
+
+def test_alone_it_tells_its_process_manager_how_it_is(dsn: str) -> None:
+    """systemd's Type=notify and watchdog, sd_notify(3), and PM2's wait_ready."""
+    reader, writer = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, Path("api.log").open("wb") as log:
+        told.bind("notify.sock")
+        told.settimeout(20)
+        process = subprocess.Popen(
+            [*COMMAND, "api"],
+            stdout=log,
+            stderr=log,
+            pass_fds=[writer],
+            env=Program(DATABASE_URL=dsn).environment(
+                PORT="0",
+                NOTIFY_SOCKET=str(Path("notify.sock").absolute()),
+                WATCHDOG_USEC="60000000",
+                NODE_CHANNEL_FD=str(writer),
+            ),
+        )
+        os.close(writer)
+        try:
+            assert told.recv(500) == b"READY=1\nSTATUS=running", read("api.log")
+            assert told.recv(500) == b"WATCHDOG=1"
+            process.send_signal(signal.SIGTERM)
+            while (state := told.recv(500)) == b"WATCHDOG=1":
+                pass
+            assert state.startswith(b"STOPPING=1")
+            assert process.wait(15) == 0
+            assert os.read(reader, 100) == b'"ready"\n'
+        finally:
+            process.kill()
+            process.wait()
+            os.close(reader)
 
 
 def test_beside_a_worker_it_is_ready_with_its_loops_and_ends_with_them(dsn: str, engine: Engine) -> None:
