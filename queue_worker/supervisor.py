@@ -132,6 +132,7 @@ class Supervisor:
         self._threads: list[threading.Thread] = []
         self._loops: list[threading.Thread] = []
         self._reported = 0.0
+        self._idle_since, self._taken = 0.0, -1
 
     @property
     def healthy(self) -> bool:
@@ -187,8 +188,22 @@ class Supervisor:
             if reason := self._recycle():
                 events.emit("worker.recycling", reason=reason)
                 return RECYCLED
-            if self._burst and all(worker.idle for worker in self.workers):
+            if self._burst and self._drained(now):
                 return 0
+
+    def _drained(self, now: float) -> bool:
+        """Whether nothing is due anywhere: every queue was looked at after the last of them had become idle.
+
+        What a handler sends to another queue comes with its end, which may be later than that queue's last look.
+        """
+        taken = sum(worker.taken for worker in self.workers)
+        if not all(worker.idle for worker in self.workers):
+            return False
+        if taken != self._taken:
+            self._taken, self._idle_since = taken, now
+            for worker in self.workers:
+                worker.wake()
+        return all(worker.looked > self._idle_since for worker in self.workers)
 
     def _tick(self) -> None:
         now = time.monotonic()

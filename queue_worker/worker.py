@@ -48,6 +48,8 @@ class QueueWorker:
         self.held: dict[int, Run] = {}
         self.listening = listening
         self.empty_claims = 0
+        self.looked = 0.0
+        self.taken = 0
         self.durations = Durations()
         self.last_turn = monotonic()
         self._broker = broker
@@ -152,6 +154,8 @@ class QueueWorker:
         self._take(turn, level, sent)
         self._answer(count, level, turn)
         pause = self._pause(turn, count)
+        if count and self.idle:
+            self.looked = sent
         return pause if level is not None else min(pause, BLOCKED)
 
     def _switch_breaker(self) -> None:
@@ -220,6 +224,7 @@ class QueueWorker:
             )
         if not turn.messages:
             return
+        self.taken += len(turn.messages)
         deadline = sent + self.options.lease_seconds
         runs = []
         for message in turn.messages:

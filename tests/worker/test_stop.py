@@ -11,7 +11,7 @@ from typing import IO
 import psycopg
 import pytest
 
-from queue_worker import events
+from queue_worker import Job, events
 from queue_worker.supervisor import Signals
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
@@ -140,6 +140,22 @@ def test_a_burst_ends_when_the_queues_are_empty_and_leaves_nothing_open(dsn: str
         wait_until(lambda: worker.code is not None, 20)
     assert worker.code == 0
     assert engine.count("archive") == 30
+
+
+def test_a_burst_does_what_its_handlers_send_to_other_queues(dsn: str, engine: Engine) -> None:
+    app = app_of(lambda job: job.send("second", {}))
+
+    @app.processor("second")
+    def second(job: Job) -> None:
+        job.send("third", {})
+
+    @app.processor("third")
+    def third(job: Job) -> None: ...
+
+    engine.fill(1)
+    with running(dsn, app, burst=True) as worker:
+        wait_until(lambda: worker.code is not None, 20)
+    assert engine.value("select count(*) from pgmq.a_third") == 1
 
 
 def test_a_loop_that_dies_ends_the_process_as_a_crash(dsn: str, engine: Engine) -> None:
