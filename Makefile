@@ -12,13 +12,14 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-all coverage lint bench clean
+.PHONY: help demo test test-full test-all coverage lint docs bench clean
 
 help:
 	@echo "make demo      embedded Postgres and all three queues at work, nothing else needed"
 	@echo "make test      the tests that need only what pip installs, with coverage"
 	@echo "make test-all  those, and the tests marked full (needs npm, systemd-analyze, pgbouncer, chromium); coverage of the first, at least 90 %"
 	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make docs      the documentation as a site, in site/"
 	@echo "make bench     the benchmarks"
 	@echo "make clean     removes .venv and whatever the targets made"
 
@@ -49,11 +50,15 @@ lint: .venv/.dev
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 bench: .venv/.dev
 	$(BIN)/python bench/run.py
 
 clean:
-	rm -rf .venv .make .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .make site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 # An earlier attempt that broke off may have left a .venv without pip.
 .venv/.created:
