@@ -31,7 +31,7 @@ def pages_of(nav: Any) -> list[str]:
 
 
 def names_of(module: Any) -> set[str]:
-    """The anchors by which the reference has the public names of a module, each where it is defined or imported from."""
+    """The anchors that the public names of a module may have: where it is imported from, or where it is defined."""
     public = [name for name in module.__all__ if not name.startswith("__")]
     homes = {name: getattr(module, name).__module__ for name in public}
     return {f"{module.__name__}.{name}|{homes[name]}.{name}" for name in public}
