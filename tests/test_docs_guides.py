@@ -12,10 +12,7 @@ GUIDES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
         *(ROOT / "docs" / "from").glob("*.md"),
-        *(
-            ROOT / "docs" / f"{name}.md"
-            for name in ("handbook", "troubleshooting", "checklists", "backup", "recipes", "versioning")
-        ),
+        *(ROOT / "docs" / f"{name}.md" for name in ("handbook", "troubleshooting", "checklists", "backup", "recipes")),
     )
     if path.exists()
 )
