@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from starlette.routing import Mount
 
 from queue_worker.api import create_api
 from queue_worker.config import load_settings
@@ -40,9 +41,13 @@ def test_the_application_of_the_page_serves_it_below_its_path(dsn: str, monkeypa
     [block] = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
     names: dict[str, Any] = {}
     exec(compile(block, "http.md", "exec", dont_inherit=True), names)
-    with TestClient(names["site"], "http://localhost", client=("127.0.0.1", 5)) as client:
-        assert client.get("/queues/health").json() == {"status": "ok"}
-        assert client.get("/queues/api/queues").json()["success"] is True
+    [mounted] = [route.app for route in names["site"].routes if isinstance(route, Mount)]
+    try:
+        with TestClient(names["site"], "http://localhost", client=("127.0.0.1", 5)) as client:
+            assert client.get("/queues/health").json() == {"status": "ok"}
+            assert client.get("/queues/api/queues").json()["success"] is True
+    finally:
+        mounted.state.queue_worker.backend.close()
 
 
 def test_the_page_lists_every_route(dsn: str) -> None:

@@ -220,4 +220,4 @@ def test_nothing_is_left_running_after_kill_9(bare: Program, tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     wait_until(lambda: not processes_of(folder), 30, lambda: f"left behind: {processes_of(folder)}")
-    check_figures(demo())
+    check_figures(demo("--json").json)
