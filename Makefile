@@ -15,13 +15,14 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-all coverage lint bench clean pm2-start pm2-stop pm2-restart
+.PHONY: help demo test test-full test-all coverage lint docs bench clean pm2-start pm2-stop pm2-restart
 
 help:
 	@echo "make demo      embedded Postgres and all three queues at work, nothing else needed"
 	@echo "make test      the tests that need only what pip installs, with coverage"
 	@echo "make test-all  those, and the tests marked full (needs npm, systemd-analyze, pgbouncer, chromium); coverage of the first, at least 90 %"
 	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make docs      the documentation as a site, in site/"
 	@echo "make bench     the benchmarks"
 	@echo "make pm2-start worker and API under PM2, with the settings of .env; pm2-stop, pm2-restart"
 	@echo "make example-mail_queue  and the other folders of examples/"
@@ -63,11 +64,15 @@ pm2-stop: $(PM2_LOCAL)
 pm2-restart: .venv/.examples $(PM2_LOCAL)
 	@$(PM2) restart ecosystem.config.js --update-env
 
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 bench: .venv/.dev
 	$(BIN)/python bench/run.py
 
 clean:
-	rm -rf .venv .make .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .make site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 # An earlier attempt that broke off may have left a .venv without pip.
 .venv/.created:

@@ -1,28 +1,30 @@
 """Every exception of queue_worker.
 
-QueueWorkerError
-├── UsageError             a person's mistake: one clear line, exit code 2
-│   └── QueueNotFound      the queue is not there
-├── ConfigError            a setting is missing or contradicts another one, exit code 78
-│   └── SchemaError        the database schema is missing, edited, too old or too new, exit code 78
-├── TransportError
-│   ├── TransportUnavailable   the database cannot be reached: wait and repeat, costs no attempt
-│   └── CallRefused            the database answered with an error (carries its SQLSTATE)
-├── JobFailed              the message that somebody waits for became a dead letter
-├── LeaseLost              the message belongs to another worker by now: write nothing
-├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
-│   └── UnsupportedVersion     the payload says a version that the processor does not know
-├── TimeLimit              the handler ran longer than it may (also a TimeoutError)
-├── Panic                  what no handler should raise: MemoryError, SystemExit
-│   └── ChildDied          the child process of a handler ended under it: an attempt that failed
-└── Steering               raised by a handler to choose the outcome
-    ├── Retry              run again after a delay; costs an attempt
-    │   └── CallUnderWay   somebody else is at the call of this `once`
-    ├── Reject             dead letter at once, with a reason
-    │   ├── KeyReuse       a key of `once` was used before with other arguments
-    │   └── OutcomeUnknown nobody knows whether an outside call took place: a person must look
-    └── Unavailable        the provider is down: the queue pauses, nobody is charged
-        └── TransportUnsupported   the transport cannot do this by nature (also a UsageError)
+What each means:
+
+    QueueWorkerError
+    ├── UsageError             a person's mistake: one clear line, exit code 2
+    │   └── QueueNotFound      the queue is not there
+    ├── ConfigError            a setting is missing or contradicts another one, exit code 78
+    │   └── SchemaError        the database schema is missing, edited, too old or too new, exit code 78
+    ├── TransportError
+    │   ├── TransportUnavailable   the database cannot be reached: wait and repeat, costs no attempt
+    │   └── CallRefused            the database answered with an error (carries its SQLSTATE)
+    ├── JobFailed              the message that somebody waits for became a dead letter
+    ├── LeaseLost              the message belongs to another worker by now: write nothing
+    ├── InvalidPayload         the payload does not fit the processor's model: dead letter at once
+    │   └── UnsupportedVersion     the payload says a version that the processor does not know
+    ├── TimeLimit              the handler ran longer than it may (also a TimeoutError)
+    ├── Panic                  what no handler should raise: MemoryError, SystemExit
+    │   └── ChildDied          the child process of a handler ended under it: an attempt that failed
+    └── Steering               raised by a handler to choose the outcome
+        ├── Retry              run again after a delay; costs an attempt
+        │   └── CallUnderWay   somebody else is at the call of this `once`
+        ├── Reject             dead letter at once, with a reason
+        │   ├── KeyReuse       a key of `once` was used before with other arguments
+        │   └── OutcomeUnknown nobody knows whether an outside call took place: a person must look
+        └── Unavailable        the provider is down: the queue pauses, nobody is charged
+            └── TransportUnsupported   the transport cannot do this by nature (also a UsageError)
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from queue_worker import log, log_events
 from queue_worker.alerts import Alerts
@@ -38,6 +39,15 @@ def test_the_table_has_every_rule_with_its_default() -> None:
     for name, value in shown.items():
         if name != "ALERT_CHECK_SECONDS":
             assert parse_span(value) == getattr(settings, name.lower()), name
+
+
+def test_the_two_settings_of_the_page_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    [block] = blocks("sh")
+    for line in block.splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    settings = load_settings()
+    assert settings.alert_webhook is not None
+    assert list(settings.alert_email_to) == ["ops@example.com", "oncall@example.com"]
 
 
 def test_the_line_the_body_and_the_queries(db: psycopg.Connection[Any], dsn: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,12 @@ def exported(db: psycopg.Connection[Any]) -> set[str]:
 
     text = render(rows)[0].decode()
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+
+
+def test_the_program_of_the_page_runs() -> None:
+    [block] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "metrics.md").read_text(), re.S | re.M)
+    done = subprocess.run([sys.executable, "-c", block], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert done.returncode == 0
 
 
 def test_every_series_that_is_named_is_exported_and_every_exported_one_is_named(db: psycopg.Connection[Any]) -> None:

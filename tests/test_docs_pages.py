@@ -15,6 +15,7 @@ import typer
 from queue_worker import app as app_module
 from queue_worker.cli import program
 from queue_worker.cli.common import root
+from queue_worker.config import load_settings
 from queue_worker.config_options import CODE_OPTIONS, DECORATOR_OPTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -108,15 +109,17 @@ def test_the_first_blocks_of_handlers_are_a_program() -> None:
     assert set(names["app"].processors) >= {"resize", "fetch", "index"}
 
 
-def test_the_blocks_of_processors_are_payloads_and_settings() -> None:
+def test_the_blocks_of_processors_are_payloads_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in blocks("processors.md", "json"):
         rest = block.strip()
         while rest:
             value, end = json.JSONDecoder().raw_decode(rest)
             assert isinstance(value, dict)
             rest = rest[end:].strip()
-    known = (ROOT / ".env.example").read_text()
-    names = {line.partition("=")[0] for block in blocks("processors.md", "sh") for line in block.splitlines()}
-    settings = {name for name in names if name.isupper()}
-    assert settings
-    assert [name for name in settings if not re.search(rf"\b{name}\b", known)] == []
+    lines = [line for block in blocks("processors.md", "sh") for line in block.splitlines()]
+    for name, value in [line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line)]:
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.email_provider, settings.smtp_from_email) == ("resend", "hello@example.com")
+    assert settings.resend_api_key is not None
+    assert set(settings.reports_allowed) == {"sales", "stock"}

@@ -7,8 +7,12 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pytest
+from fastapi.testclient import TestClient
+from starlette.routing import Mount
 
 from queue_worker.api import create_api
 from queue_worker.config import load_settings
@@ -30,6 +34,20 @@ def test_every_command_answers_what_the_page_says(dsn: str, db: psycopg.Connecti
             for body in (said, expected):
                 body.pop("request", None)
             assert said == expected
+
+
+def test_the_application_of_the_page_serves_it_below_its_path(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    [block] = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
+    names: dict[str, Any] = {}
+    exec(compile(block, "http.md", "exec", dont_inherit=True), names)
+    [mounted] = [route.app for route in names["site"].routes if isinstance(route, Mount)]
+    try:
+        with TestClient(names["site"], "http://localhost", client=("127.0.0.1", 5)) as client:
+            assert client.get("/queues/health").json() == {"status": "ok"}
+            assert client.get("/queues/api/queues").json()["success"] is True
+    finally:
+        mounted.state.queue_worker.backend.close()
 
 
 def test_the_page_lists_every_route(dsn: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.blackbox.program import COMMAND, Program
+from tests.blackbox.program import COMMAND, REPOSITORY, Done, Program
 from tests.helpers import wait_until
 
 SUBJECTS = {
@@ -28,15 +29,24 @@ SUBJECTS = {
 }
 
 
-def demo(*options: str, **more: str) -> dict[str, Any]:
-    """Run the demo; returns its summary."""
+def demo(*options: str) -> Done:
+    """Run the demo."""
     # A user's own settings must neither reach it nor be used by it.
-    done = Program(DATABASE_URL="postgresql://127.0.0.1:1/mine", QUEUE_WORKER_MAX_ATTEMPTS="1", **more)(
-        "demo", "--json", *options
-    )
+    settings = {"DATABASE_URL": "postgresql://127.0.0.1:1/mine", "QUEUE_WORKER_MAX_ATTEMPTS": "1"}
+    done = Program(**settings, COLUMNS="200")("demo", *options)
     assert done.code == 0, done.err + done.out
-    summary: dict[str, Any] = done.json
-    return summary
+    return done
+
+
+def check_readme(said: str) -> None:
+    """The README shows the end of what the demo prints, without numbers of files, sizes and seconds."""
+    page = (REPOSITORY / "README.md").read_text()
+    [shown] = [text for text in re.findall(r"^```text\n(.*?)^```", page, re.S | re.M) if "checks hold" in text]
+
+    def plain(text: str) -> set[str]:
+        return {re.sub(r"mails/\d|pdf \d+ bytes|[\d.]+ s$", "N", line.rstrip()) for line in text.splitlines()}
+
+    assert plain(shown) - {"..."} <= plain(said)
 
 
 def check_figures(summary: dict[str, Any]) -> None:
@@ -71,13 +81,12 @@ def check_files(summary: dict[str, Any], formats: list[str]) -> None:
 
 
 def test_the_demo_does_what_it_says_and_does_it_again() -> None:
+    check_readme(demo().out)
     begin = time.monotonic()
-    first = demo()
-    check_figures(first)
-    check_files(first, ["csv", "pdf"])
-    assert first["seconds"] <= time.monotonic() - begin
-    again = demo()
+    again = demo("--json").json
+    assert again["seconds"] <= time.monotonic() - begin
     check_figures(again)
+    check_files(again, ["csv", "pdf"])
     assert len(list(Path(".queue-worker/demo/mails").iterdir())) == 4
     assert not Path(".queue-worker/reports").exists()
     look(again)
@@ -211,4 +220,4 @@ def test_nothing_is_left_running_after_kill_9(bare: Program, tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     wait_until(lambda: not processes_of(folder), 30, lambda: f"left behind: {processes_of(folder)}")
-    check_figures(demo())
+    check_figures(demo("--json").json)
