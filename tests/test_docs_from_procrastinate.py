@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -38,13 +37,13 @@ insert into procrastinate_jobs (args, priority, queueing_lock, status, task_name
 
 
 @pytest.fixture
-def statements(db: psycopg.Connection[Any]) -> Iterator[tuple[bytes, bytes]]:
-    """The page's two statements, there and back, and a table with six jobs, the first three of which are to be copied."""
+def statements(db: psycopg.Connection[Any]) -> tuple[bytes, bytes]:
+    """The page's two statements, there and back, and a table with six jobs: the first three are to be copied."""
     db.execute(_TABLE)
     db.execute("select queue_worker.create_queue('reminders')")
     page = ROOT / "docs" / "from" / "procrastinate.md"
     there, back = (block.text.encode() for block in blocks(page) if block.kind == "sql")
-    yield there, back
+    return there, back
 
 
 def _statuses(db: psycopg.Connection[Any]) -> list[str]:
