@@ -70,7 +70,7 @@ def resize(job: Job[Resize]) -> None:
 
 @app.schedule("0 9 * * *", timezone="Europe/Berlin", queue="reports", name="morning")
 @app.processor("reports")
-def report(job: Job) -> None:
+def report(job: Job[dict[str, Any]]) -> None:
     """Count what was delivered, every morning at nine."""
     with job.transaction() as tx:
         tx.execute("insert into public.reports (deliveries) select count(*) from public.delivered")

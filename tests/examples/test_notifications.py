@@ -13,8 +13,10 @@ import httpx
 import psycopg
 import pytest
 import uvicorn
+from PIL import Image
 
-from examples.notifications import server
+from examples.notifications import jobs, server
+from queue_worker.testing import Ack, run
 from tests.helpers import wait_until
 from tests.pages import ROOT, Reader
 
@@ -155,3 +157,33 @@ def test_a_queue_that_is_not_there_is_500_and_the_answer_says_nothing_of_it(
         answer = client.post("/schedule-notification", json={"message": "too early"})
     assert answer.status_code == 500
     assert answer.json() == {"error": "it could not be scheduled: try again later"}
+
+
+def test_a_picture_is_resized_in_its_proportions_and_a_second_run_writes_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGES", str(tmp_path))
+    Image.linear_gradient("L").resize((300, 200)).save(tmp_path / "pier.png")
+    for _ in range(2):
+        assert run(jobs.app.processors["images"], {"name": "pier.png", "width": 90}).outcome == Ack()
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["pier-90.png", "pier.png"]
+    with Image.open(tmp_path / "pier-90.png") as image:
+        assert (image.format, image.size) == ("PNG", (90, 60))
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ({"name": "nothing.png", "width": 90}, "rejected"),
+        ({"name": "../pier.png", "width": 90}, "invalid"),
+        ({"name": "pier.png", "width": 0}, "invalid"),
+    ],
+)
+def test_a_picture_that_is_not_there_or_elsewhere_is_never_tried_again(
+    payload: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGES", str(tmp_path / "images"))
+    (tmp_path / "images").mkdir()
+    Image.new("L", (3, 2)).save(tmp_path / "pier.png")
+    assert run(jobs.app.processors["images"], payload).outcome.reason == reason
+    assert list((tmp_path / "images").iterdir()) == []
