@@ -60,11 +60,13 @@ def advance(connection: psycopg.Connection[Any], queue: str, seconds: float) -> 
 
     It moves the due times of messages that nobody runs, so that a retry in 960 seconds need not be waited for.
     """
-    table = sql.Identifier("pgmq", f"q_{queue}")
-    move = sql.SQL("update {} set vt = vt - make_interval(secs => %s) where vt > clock_timestamp()").format(table)
-    connection.execute(move, [seconds])
-    left = sql.SQL("select count(*) from {} where vt > clock_timestamp()").format(table)
-    (count,) = connection.execute(left).fetchone() or (0,)
+    # One statement, because a worker may claim what is due before a second one could count.
+    move = sql.SQL(
+        "with moved as (update {} set vt = vt - make_interval(secs => %s) where msg_id in"
+        " (select msg_id from queue_worker.messages(%s, 1000000, state => 'delayed')) returning vt)"
+        " select count(*) from moved where vt > clock_timestamp()"
+    ).format(sql.Identifier("pgmq", f"q_{queue}"))
+    (count,) = connection.execute(move, [seconds, queue]).fetchone() or (0,)
     return int(count)
 
 
