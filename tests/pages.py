@@ -66,11 +66,11 @@ class Reader:
     def __init__(self, folder: Path, dsn: str, **environment: str) -> None:
         tools = folder / "bin"
         tools.mkdir(parents=True)
-        script = tools / "queue-worker"
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m queue_worker "$@"\n')
-        script.chmod(0o755)
-        for name in ("python", "python3"):
-            (tools / name).symlink_to(sys.executable)
+        # Scripts: an interpreter that is started by a link does not find its virtual environment.
+        for name, run in (("queue-worker", " -m queue_worker"), ("python", ""), ("python3", "")):
+            script = tools / name
+            script.write_text(f'#!/bin/sh\nexec "{sys.executable}"{run} "$@"\n')
+            script.chmod(0o755)
         self.folder = folder / "project"
         self.folder.mkdir()
         self.dsn = dsn
