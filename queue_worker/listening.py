@@ -40,16 +40,20 @@ class Listening:
         """Wake loops until `stop`."""
         by_queue = {worker.queue: worker for worker in self._workers}
         backoff = Backoff()
+        # The first look only connects: until the loops are told, what is sent waits for their next look.
+        seconds = 0.0
         while not self._ending.is_set():
             try:
-                for said in self._listener.wait(_LOOK_SECONDS):
+                for said in self._listener.wait(seconds):
                     if said in by_queue:
                         by_queue[said].wake()
                     elif found := _CANCEL.match(said):
                         self._cancelled(found[1], int(found[2]))
                 self._tell(True)
                 backoff.reset()
+                seconds = _LOOK_SECONDS
             except TransportUnavailable:
+                seconds = 0.0
                 self._tell(False)
                 self._ending.wait(backoff.next())
         self._listener.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -19,7 +19,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from examples.http_tasks.jobs import Readme, app, readme
 from queue_worker import QueueWorkerError
-from queue_worker.api import create_api
+from queue_worker.api import create_api, mount_api
 
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
@@ -50,25 +50,20 @@ def separate() -> FastAPI:
 def _service(*, with_worker: bool) -> FastAPI:
     if not os.environ.get("QUEUE_WORKER_API_TOKEN"):
         raise SystemExit("set QUEUE_WORKER_API_TOKEN")
-    api = create_api(app)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            # FastAPI does not tell mounted applications that the server ends; this one closes its connections then.
-            await stack.enter_async_context(api.router.lifespan_context(api))
-            if with_worker:
-                await stack.enter_async_context(app.running())
-            yield
-
-    site = FastAPI(lifespan=lifespan, openapi_url=None)
+    site = FastAPI(lifespan=_worker if with_worker else None, openapi_url=None)
     site.add_api_route(
         "/api/jobs/readme", order_readme, methods=["POST"], status_code=201, dependencies=[Depends(token_needed)]
     )
     _say_errors(site)
     # Last, because it takes every path that nobody took before: /health, /api/..., and the dashboard.
-    site.mount("/", api)
+    mount_api(site, "/", create_api(app))
     return site
+
+
+@asynccontextmanager
+async def _worker(_: FastAPI) -> AsyncIterator[None]:
+    async with app.running():
+        yield
 
 
 def _say_errors(site: FastAPI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,7 +30,7 @@ Every answer is `{"success": true, ...}` or `{"success": false, "error": "..."}`
 def create_api(
     app: App | None = None, settings: Settings | None = None, *, healthy: Callable[[], bool] | None = None
 ) -> FastAPI:
-    """Return the HTTP API with the dashboard, to be served, or mounted: `site.mount("/queues", create_api(app))`.
+    """Return the HTTP API with the dashboard, to be served, or mounted: `mount_api(site, "/queues", create_api(app))`.
 
     `app`: its processors' models check what is sent. `settings`: None for those of the environment. `healthy`: what
     `/ready` asks of a worker in this process. Without a token only loopback Hosts are served. Raises ConfigError.
@@ -63,6 +64,23 @@ def create_api(
         api.include_router(router)
     _document(api)
     return api
+
+
+def mount_api(site: FastAPI, path: str, api: FastAPI) -> None:
+    """Mount `api`, made by `create_api`, under `path` of your own application, so that it ends with it.
+
+    Starlette tells the outermost application alone that the server ends ("Lifespan" in its documentation), and mounted
+    without this, `api` would keep its database connections. Mount at "/" after your own routes: it takes every path.
+    """
+    own = site.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(application: FastAPI) -> AsyncIterator[Any]:
+        async with own(application) as state, api.router.lifespan_context(api):
+            yield state
+
+    site.router.lifespan_context = lifespan
+    site.mount(path, api)
 
 
 def _document(api: FastAPI) -> None:
