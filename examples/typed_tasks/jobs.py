@@ -239,6 +239,7 @@ def _tls() -> ssl.SSLContext:
 def report(job: Job[Any], error: Exception) -> Reject | None:
     """Note every failure of every queue. A panic is not run again before a person has looked."""
     panic = isinstance(error, Panic)
+    # Of an async handler it runs on the event loop, which waits for it: one short call, no more.
     job.call(
         "typed_tasks.note_error", queue=job.queue, msg_id=job.msg_id, attempt=job.attempt,
         kind=getattr(job.payload, "kind", None), error=str(error), panic=panic,

@@ -80,7 +80,7 @@ def recurring(db: Db, check: Checks, cli: Service) -> None:
     print("Recurring tasks", flush=True)
     tick = InvokeDispatcher(dispatcher_id=2).model_dump_json()
     db.execute("select queue_worker.schedule('tick', 'event-dispatcher', 'every 1 second', %s)", [tick])
-    listed = {one["name"]: one["cron"] for one in cli("schedule", "list")}
+    listed = dict(db.execute("select name, cron from queue_worker.schedules").fetchall())
     check(f"declared in the code and by SQL: {listed}", listed.get("dispatcher-1.weekdays") == "0 6 * * 1-5")
     cli("schedule", "run", "dispatcher-1.weekdays")
     by_time = "select from typed_tasks.runs where event_id is null and dispatcher_id = %s"
