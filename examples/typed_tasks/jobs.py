@@ -141,13 +141,14 @@ def _ended_run(tx: Any, run_id: int | None) -> tuple[int, str] | None:
     """Mark a run without open operations as done; returns its id and recipient if this call did it."""
     # The lock lets two operations that end at the same moment see each other.
     tx.execute("select from typed_tasks.runs where run_id = %s for update", [run_id])
-    return tx.execute(
+    found: tuple[int, str] | None = tx.execute(
         "update typed_tasks.runs r set state = 'done' from typed_tasks.dispatchers d"
         " where r.run_id = %s and d.dispatcher_id = r.dispatcher_id and r.state <> 'done' and not exists"
         " (select from typed_tasks.operations o where o.run_id = r.run_id and o.state <> 'done')"
         " returning r.run_id, d.recipient",
         [run_id],
     ).fetchone()
+    return found
 
 
 def tool(arguments: tuple[str, ...]) -> None:
@@ -184,7 +185,7 @@ AnyTask = Annotated[
 
 def curve(attempt: int, error: BaseException) -> float:
     """Return the seconds before the next run: 30 * 2^n for n = 0, 1, 2, ...; `attempt` counts from 1."""
-    return 30.0 * 2 ** (attempt - 1)
+    return 30.0 * 2.0 ** (attempt - 1)
 
 
 @app.processor(DEFAULT_QUEUE, retry=curve, **options(DEFAULT_QUEUE))

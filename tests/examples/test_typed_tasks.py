@@ -20,7 +20,7 @@ from examples.typed_tasks.service import Endpoint, prepare
 from queue_worker.config_options import QueueOptions, resolve
 from queue_worker.testing.database import QueueDatabase
 from tests.helpers import running, wait_until
-from tests.pages import ROOT, Reader
+from tests.pages import ROOT, Reader, blocks, normal
 
 Db = psycopg.Connection[tuple[Any, ...]]
 README = ROOT / "examples" / "typed_tasks" / "README.md"
@@ -56,6 +56,8 @@ def test_the_command_shows_it_all_and_leaves_nothing_but_rows(dsn: str, db: Db, 
     assert list(tmp_path.iterdir()) == [temporary]
     assert list(temporary.iterdir()) == []
     _rows_of_the_show(db)
+    shown = next(block.text for block in blocks(README) if block.kind == "text")
+    assert set(normal(shown)) <= set(normal(done.stdout))
     assert Reader(tmp_path / "reader", dsn).read(README) >= 3
 
 
@@ -177,7 +179,7 @@ def test_a_batch_over_several_queues_keeps_its_order(ready: Db) -> None:
     ("kind", "payload"), [("startRun", {"run": 1}), ("startRun", {}), ("startRun", MAIL), ("startRun", {"kind": "x"})]
 )
 def test_a_payload_that_does_not_fit_its_kind_is_refused(ready: Db, kind: str, payload: Payload) -> None:
-    with pytest.raises(ValueError, match="[sS]tartRun"):
+    with pytest.raises(ValueError, match=r"[sS]tartRun"):
         enqueue(kind, payload, connection=ready)
     assert _all(ready, "select count(*) from pgmq.q_executions") == [(0,)]
 
