@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def main() -> None:
     check = Checks()
     with (
         tempfile.TemporaryDirectory(prefix="typed-tasks-") as folder,
+        contextlib.chdir(folder),  # where nobody's .env is, and what a worker writes goes away
         database() as url,
         psycopg.connect(url, autocommit=True) as db,
         Endpoint(failures=3) as endpoint,
@@ -29,17 +31,17 @@ def main() -> None:
         sending.job_keys(db, check)
         failing, gone = sending.unique(db, check, endpoint.url)
         unknown = sending.unknown(db, check)
-        cli = Service(Path(folder))
-        with cli.running() as service:
+        service = Service(Path(folder))
+        with service.running() as process:
             working.chain(db, check)
             working.concurrency(db, check)
             working.unknown(db, check, unknown)
             working.retries(db, check, failing)
             working.panics(db, check)
-            working.recurring(db, check, cli)
-            working.operating(db, check, cli, gone, endpoint)
-            working.metrics(db, check, cli)
-            working.stop(check, service)
+            working.recurring(db, check)
+            working.operating(db, check, gone, endpoint)
+            working.metrics(db, check, service.api)
+            working.stop(check, process)
         queue_worker.close()
     check.end()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -18,9 +20,9 @@ import psycopg
 
 from examples.stage import until
 from examples.typed_tasks.catalogue import QUEUES
+from queue_worker.cli import run
 
 ROOT = Path(__file__).resolve().parents[2]
-_COMMAND = [sys.executable, "-m", "queue_worker"]
 
 
 def prepare(connection: psycopg.Connection[Any]) -> None:
@@ -35,25 +37,29 @@ def prepare(connection: psycopg.Connection[Any]) -> None:
 
 
 class Service:
-    """`queue-worker` in a folder of its own: as a service that runs beside the show, and as single commands."""
+    """`queue-worker start` with the HTTP API, beside the show; `api` is its address. Its log is in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.log = folder / "worker.log"
         self.api = ""
 
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Run `queue-worker start` with the API while the block runs; killed at its end if it still runs."""
+        """Run it while the block runs; killed at its end if it still runs."""
         arguments = ["start", "--app", "examples.typed_tasks.jobs:app", "--with-api", "--port", "0"]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                [*_COMMAND, *arguments], cwd=self.folder, env=self._environment(),
+                [sys.executable, "-m", "queue_worker", *arguments], env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         try:
             self.api = until(lambda: self._address(process), "the worker is ready")
             yield process
+        except BaseException:
+            # Who looks for the reason finds it here; the folder is gone in a moment.
+            print(self.log.read_text()[-4000:], file=sys.stderr)
+            raise
         finally:
             if process.poll() is None:
                 process.kill()
@@ -62,24 +68,22 @@ class Service:
     def _address(self, process: subprocess.Popen[bytes]) -> str | None:
         text = self.log.read_text()
         if process.poll() is not None:
-            sys.exit(f"the worker ended with exit code {process.returncode}:\n{text}")
+            sys.exit(f"the worker ended with exit code {process.returncode}")
         found = re.search(r"API and dashboard at (\S+)", text)
         return found[1] if found and " ready " in text else None
 
-    def __call__(self, *arguments: str) -> Any:
-        """Run one command of the admin CLI to its end and return its JSON document; ends the program if it fails."""
-        print("  $ queue-worker", *arguments, flush=True)
-        done = subprocess.run(
-            [*_COMMAND, *arguments, "--json"], cwd=self.folder, env=self._environment(),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        if done.returncode != 0:
-            sys.exit(f"exit code {done.returncode}: {done.stderr}")
-        return json.loads(done.stdout)
 
-    def _environment(self) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return {**os.environ, "PYTHONPATH": path, "QUEUE_WORKER_STATE_DIR": str(self.folder)}
+def cli(*arguments: str) -> Any:
+    """Run one command of the admin CLI, without a process of its own, and return its JSON document.
+
+    Ends the program if the command fails.
+    """
+    print("  $ queue-worker", *arguments, flush=True)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = run([*arguments, "--json"])
+    if code != 0:
+        sys.exit(f"exit code {code}")
+    return json.loads(output.getvalue())
 
 
 class Endpoint:
