@@ -22,7 +22,7 @@ Db = psycopg.Connection[Any]
 def chain(db: Db, check: Checks) -> None:
     """One event becomes two runs, five tasks each, and two mails."""
     print("One event runs through six kinds in four queues", flush=True)
-    until(lambda: _rows(db, "select from typed_tasks.mails where subject like 'Run %% is done'") == 2, "two mails")
+    until(lambda: _rows(db, "select from typed_tasks.mails where subject like 'Run % is done'") == 2, "two mails")
     check("both runs are done", _rows(db, "select from typed_tasks.runs where state = 'done'") == 2)
 
 
