@@ -1,0 +1,1 @@
+"""Typed tasks: a catalogue of kinds, each with its payload, queue, priority and limits. See README.md."""
