@@ -124,6 +124,81 @@ def test_schedules_of_pgboss_are_copied_paused(pgboss: Connection) -> None:
     ]
 
 
+GRAPHILE = """
+create schema graphile_worker;
+create table graphile_worker._private_tasks (id int primary key, identifier text not null unique);
+create table graphile_worker._private_jobs (
+    id bigint primary key generated always as identity, job_queue_id int, task_id int not null,
+    payload json not null default '{}', priority smallint not null default 0, run_at timestamptz not null default now(),
+    attempts smallint not null default 0, max_attempts smallint not null default 25, last_error text, key text unique,
+    locked_at timestamptz, locked_by text);
+create view graphile_worker.jobs as
+    select j.id, null::text as queue_name, t.identifier as task_identifier, j.priority, j.run_at, j.attempts,
+           j.max_attempts, j.last_error, j.key, j.locked_at, j.locked_by
+    from graphile_worker._private_jobs j join graphile_worker._private_tasks t on t.id = j.task_id;
+create function graphile_worker.permanently_fail_jobs(job_ids bigint[], error_message text default null)
+returns setof graphile_worker._private_jobs language sql as $$
+    update graphile_worker._private_jobs set attempts = max_attempts, last_error = error_message
+    where id = any (job_ids) and locked_at is null returning *; $$;
+create function graphile_worker.reschedule_jobs(
+    job_ids bigint[], run_at timestamptz default null, priority int default null, attempts int default null,
+    max_attempts int default null)
+returns setof graphile_worker._private_jobs language sql as $$
+    update graphile_worker._private_jobs j
+    set run_at = coalesce(reschedule_jobs.run_at, j.run_at), attempts = coalesce(reschedule_jobs.attempts, j.attempts)
+    where id = any (job_ids) and locked_at is null returning *; $$;
+insert into graphile_worker._private_tasks values (1, 'send_email'), (2, 'another');
+insert into graphile_worker._private_jobs (task_id, payload, run_at, priority, attempts, key, locked_at) values
+    (1, '{"to": "a"}', now() + interval '5 minutes', -10, 0, 'a', null),
+    (1, '[{"to": "b"}, {"to": "c"}]', now() + interval '10 minutes', 0, 3, null, null),
+    (1, '{"to": "d"}', now() - interval '1 second', 0, 0, 'd', null),
+    (1, '{"to": "e"}', now() + interval '1 hour', 0, 1, null, now()),
+    (1, '{"to": "f"}', now() + interval '1 hour', 0, 25, null, null),
+    (2, '{"to": "g"}', now() + interval '1 hour', 0, 0, null, null);
+"""
+
+
+@pytest.fixture
+def graphile(db: Connection) -> Connection:
+    """A database with the tables and two of the functions of Graphile Worker 0.17, and our queue."""
+    db.execute(GRAPHILE)
+    db.execute("select queue_worker.create_queue('send_email')")
+    return db
+
+
+def attempts(db: Connection) -> list[int]:
+    return [row[0] for row in db.execute("select attempts from graphile_worker.jobs order by id").fetchall()]
+
+
+def test_delayed_jobs_of_graphile_move_with_time_key_and_priority_turned(graphile: Connection) -> None:
+    assert len(graphile.execute(statement("graphile-worker.md", "with waiting")).fetchall()) == 2
+    assert waiting(graphile, "send_email") == [
+        (
+            {"to": "a"},
+            5,
+            {"priority": 60, "unique_key": "a", "max_attempts": 25, "graphile_id": 1, "graphile_attempts": 0},
+        ),
+        (
+            {"items": [{"to": "b"}, {"to": "c"}]},
+            10,
+            {"priority": 50, "max_attempts": 22, "graphile_id": 2, "graphile_attempts": 3},
+        ),
+    ]
+    assert attempts(graphile) == [25, 25, 0, 1, 25, 0]
+    assert len(graphile.execute(statement("graphile-worker.md", "with waiting")).fetchall()) == 0
+    left = graphile.execute(statement("graphile-worker.md", "as running")).fetchall()
+    assert {(task, count, running) for task, count, running, _ in left} == {("send_email", 2, 1), ("another", 1, 0)}
+
+
+def test_jobs_moved_from_graphile_go_back_with_their_attempts(graphile: Connection) -> None:
+    before = graphile.execute("select id, attempts, run_at from graphile_worker.jobs order by id").fetchall()
+    graphile.execute(statement("graphile-worker.md", "with waiting"))
+    graphile.execute("select queue_worker.send('send_email', '{\"to\": \"h\"}')")
+    assert len(graphile.execute(statement("graphile-worker.md", "with back")).fetchall()) == 2
+    assert [payload for payload, *_ in waiting(graphile, "send_email")] == [{"to": "h"}]
+    assert graphile.execute("select id, attempts, run_at from graphile_worker.jobs order by id").fetchall() == before
+
+
 @pytest.mark.parametrize("page", sorted(path.name for path in FOLDER.glob("*.md")))
 def test_links_lead_to_files_and_headings(page: str) -> None:
     text = (FOLDER / page).read_text()
