@@ -199,6 +199,58 @@ def test_jobs_moved_from_graphile_go_back_with_their_attempts(graphile: Connecti
     assert graphile.execute("select id, attempts, run_at from graphile_worker.jobs order by id").fetchall() == before
 
 
+RIVER = """
+create type river_job_state as enum
+    ('available', 'cancelled', 'completed', 'discarded', 'pending', 'retryable', 'running', 'scheduled');
+create table river_job (
+    id bigserial primary key, state river_job_state not null default 'available', attempt smallint not null default 0,
+    max_attempts smallint not null default 25, finalized_at timestamptz, scheduled_at timestamptz not null default now(),
+    priority smallint not null default 1 check (priority between 1 and 4), args jsonb not null, kind text not null,
+    metadata jsonb not null default '{}', queue text not null default 'default',
+    check ((finalized_at is not null) = (state in ('cancelled', 'completed', 'discarded'))));
+insert into river_job (kind, args, state, scheduled_at, priority, attempt, finalized_at) values
+    ('welcome', '{"user_id": 1}', 'scheduled', now() + interval '5 minutes', 1, 0, null),
+    ('welcome', '{"user_id": 2}', 'retryable', now() + interval '10 minutes', 4, 3, null),
+    ('welcome', '{"user_id": 3}', 'available', now(), 1, 0, null),
+    ('welcome', '{"user_id": 4}', 'running', now(), 1, 1, null),
+    ('welcome', '{"user_id": 5}', 'discarded', now() + interval '1 hour', 1, 25, now()),
+    ('another', '{"user_id": 6}', 'scheduled', now() + interval '1 hour', 1, 0, null);
+"""
+
+
+@pytest.fixture
+def river(db: Connection) -> Connection:
+    """A database with the table of River, as its migration 7 has it, and our queue."""
+    db.execute(RIVER)
+    db.execute("select queue_worker.create_queue('welcome')")
+    return db
+
+
+def test_delayed_jobs_of_river_move_with_time_priority_and_the_attempts_that_are_left(river: Connection) -> None:
+    assert len(river.execute(statement("river.md", "with moved")).fetchall()) == 2
+    assert waiting(river, "welcome") == [
+        ({"user_id": 1}, 5, {"priority": 75, "max_attempts": 25, "river_id": 1}),
+        ({"user_id": 2}, 10, {"max_attempts": 22, "river_id": 2}),
+    ]
+    assert states(river, "river_job", "id") == [
+        "pending", "pending", "available", "running", "discarded", "scheduled",
+    ]  # fmt: skip
+    assert len(river.execute(statement("river.md", "with moved")).fetchall()) == 0
+    left = river.execute(statement("river.md", "min(scheduled_at)")).fetchall()
+    assert {(state, count) for state, count, _ in left} == {("available", 1), ("running", 1)}
+
+
+def test_jobs_moved_from_river_go_back(river: Connection) -> None:
+    kept = "select id, attempt, scheduled_at, priority, args, metadata from river_job order by id"
+    before = river.execute(kept).fetchall()
+    river.execute(statement("river.md", "with moved"))
+    river.execute("select queue_worker.send('welcome', '{\"user_id\": 9}')")
+    assert river.execute(statement("river.md", "with back")).rowcount == 2
+    assert [payload for payload, *_ in waiting(river, "welcome")] == [{"user_id": 9}]
+    assert river.execute(kept).fetchall() == before
+    assert states(river, "river_job", "id")[:2] == ["scheduled", "scheduled"]
+
+
 @pytest.mark.parametrize("page", sorted(path.name for path in FOLDER.glob("*.md")))
 def test_links_lead_to_files_and_headings(page: str) -> None:
     text = (FOLDER / page).read_text()
