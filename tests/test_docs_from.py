@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import uuid
 from typing import Any
 
 import psycopg
 import pytest
 
-from queue_worker import App, Job
-from queue_worker.config import load_settings
-from queue_worker.service import Service
-from tests.pages import blocks
-from tests.stages import settings_of
+from tests.other_systems import GRAPHILE, PGBOSS, RIVER
+from tests.pages import ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "from"
 OTHERS = "not-run: tests/test_docs_from.py runs it"
 
@@ -31,37 +27,9 @@ def statement(page: str, words: str) -> str:
 def waiting(db: Connection, queue: str) -> list[tuple[Any, ...]]:
     """The messages of a queue: payload, seconds until they are due (rounded to minutes), headers."""
     return db.execute(
-        f"select message, round(extract(epoch from vt - now()) / 60)::int, headers from pgmq.q_{queue} order by vt, msg_id"
+        f"select message, round(extract(epoch from vt - now()) / 60)::int, headers from pgmq.q_{queue}"
+        " order by vt, msg_id"
     ).fetchall()
-
-
-PGBOSS = """
-create schema pgboss;
-create type pgboss.job_state as enum ('created', 'retry', 'active', 'completed', 'cancelled', 'failed');
-create table pgboss.schedule (
-    name text, key text not null default '', cron text not null, timezone text, data jsonb, options jsonb,
-    primary key (name, key));
-create table pgboss.job (
-    id uuid not null default gen_random_uuid(), name text not null, priority int not null default 0, data jsonb,
-    state pgboss.job_state not null default 'created', retry_limit int not null default 2,
-    retry_count int not null default 0, expire_seconds int not null default 900, singleton_key text, policy text,
-    start_after timestamptz not null default now(), started_on timestamptz, completed_on timestamptz, blocked boolean not null default false,
-    primary key (name, id)) partition by list (name);
-create table pgboss.job_common partition of pgboss.job default;
-insert into pgboss.job (name, data, state, start_after, priority, retry_count, blocked) values
-    ('email-welcome', '{"user_id": 1}', 'created', now() + interval '5 minutes', 500, 0, false),
-    ('email-welcome', '{"user_id": 2}', 'retry', now() + interval '10 minutes', -3, 1, false),
-    ('email-welcome', null, 'created', now() + interval '1 day', 0, 0, false),
-    ('email-welcome', '{"user_id": 4}', 'created', now() - interval '1 second', 0, 0, false),
-    ('email-welcome', '{"user_id": 5}', 'active', now() + interval '1 hour', 0, 0, false),
-    ('email-welcome', '{"user_id": 6}', 'created', now() + interval '1 hour', 0, 0, true),
-    ('email-welcome', '{"user_id": 7}', 'completed', now() + interval '1 hour', 0, 0, false),
-    ('another', '{"user_id": 8}', 'created', now() + interval '1 hour', 0, 0, false);
-update pgboss.job set started_on = now() where state in ('retry', 'active');
-insert into pgboss.schedule (name, key, cron, timezone, data) values
-    ('email-welcome', '', '0 3 * * *', null, null), ('email-welcome', 'eu', '*/5 * * * *', 'Europe/Berlin', '{"a": 1}'),
-    ('another', '', '* * * * *', null, null);
-"""
 
 
 @pytest.fixture
@@ -124,40 +92,6 @@ def test_schedules_of_pgboss_are_copied_paused(pgboss: Connection) -> None:
     ]
 
 
-GRAPHILE = """
-create schema graphile_worker;
-create table graphile_worker._private_tasks (id int primary key, identifier text not null unique);
-create table graphile_worker._private_jobs (
-    id bigint primary key generated always as identity, job_queue_id int, task_id int not null,
-    payload json not null default '{}', priority smallint not null default 0, run_at timestamptz not null default now(),
-    attempts smallint not null default 0, max_attempts smallint not null default 25, last_error text, key text unique,
-    locked_at timestamptz, locked_by text);
-create view graphile_worker.jobs as
-    select j.id, null::text as queue_name, t.identifier as task_identifier, j.priority, j.run_at, j.attempts,
-           j.max_attempts, j.last_error, j.key, j.locked_at, j.locked_by
-    from graphile_worker._private_jobs j join graphile_worker._private_tasks t on t.id = j.task_id;
-create function graphile_worker.permanently_fail_jobs(job_ids bigint[], error_message text default null)
-returns setof graphile_worker._private_jobs language sql as $$
-    update graphile_worker._private_jobs set attempts = max_attempts, last_error = error_message
-    where id = any (job_ids) and locked_at is null returning *; $$;
-create function graphile_worker.reschedule_jobs(
-    job_ids bigint[], run_at timestamptz default null, priority int default null, attempts int default null,
-    max_attempts int default null)
-returns setof graphile_worker._private_jobs language sql as $$
-    update graphile_worker._private_jobs j
-    set run_at = coalesce(reschedule_jobs.run_at, j.run_at), attempts = coalesce(reschedule_jobs.attempts, j.attempts)
-    where id = any (job_ids) and locked_at is null returning *; $$;
-insert into graphile_worker._private_tasks values (1, 'send_email'), (2, 'another');
-insert into graphile_worker._private_jobs (task_id, payload, run_at, priority, attempts, key, locked_at) values
-    (1, '{"to": "a"}', now() + interval '5 minutes', -10, 0, 'a', null),
-    (1, '[{"to": "b"}, {"to": "c"}]', now() + interval '10 minutes', 0, 3, null, null),
-    (1, '{"to": "d"}', now() - interval '1 second', 0, 0, 'd', null),
-    (1, '{"to": "e"}', now() + interval '1 hour', 0, 1, null, now()),
-    (1, '{"to": "f"}', now() + interval '1 hour', 0, 25, null, null),
-    (2, '{"to": "g"}', now() + interval '1 hour', 0, 0, null, null);
-"""
-
-
 @pytest.fixture
 def graphile(db: Connection) -> Connection:
     """A database with the tables and two of the functions of Graphile Worker 0.17, and our queue."""
@@ -199,25 +133,6 @@ def test_jobs_moved_from_graphile_go_back_with_their_attempts(graphile: Connecti
     assert graphile.execute("select id, attempts, run_at from graphile_worker.jobs order by id").fetchall() == before
 
 
-RIVER = """
-create type river_job_state as enum
-    ('available', 'cancelled', 'completed', 'discarded', 'pending', 'retryable', 'running', 'scheduled');
-create table river_job (
-    id bigserial primary key, state river_job_state not null default 'available', attempt smallint not null default 0,
-    max_attempts smallint not null default 25, finalized_at timestamptz, scheduled_at timestamptz not null default now(),
-    priority smallint not null default 1 check (priority between 1 and 4), args jsonb not null, kind text not null,
-    metadata jsonb not null default '{}', queue text not null default 'default',
-    check ((finalized_at is not null) = (state in ('cancelled', 'completed', 'discarded'))));
-insert into river_job (kind, args, state, scheduled_at, priority, attempt, finalized_at) values
-    ('welcome', '{"user_id": 1}', 'scheduled', now() + interval '5 minutes', 1, 0, null),
-    ('welcome', '{"user_id": 2}', 'retryable', now() + interval '10 minutes', 4, 3, null),
-    ('welcome', '{"user_id": 3}', 'available', now(), 1, 0, null),
-    ('welcome', '{"user_id": 4}', 'running', now(), 1, 1, null),
-    ('welcome', '{"user_id": 5}', 'discarded', now() + interval '1 hour', 1, 25, now()),
-    ('another', '{"user_id": 6}', 'scheduled', now() + interval '1 hour', 1, 0, null);
-"""
-
-
 @pytest.fixture
 def river(db: Connection) -> Connection:
     """A database with the table of River, as its migration 7 has it, and our queue."""
@@ -249,6 +164,59 @@ def test_jobs_moved_from_river_go_back(river: Connection) -> None:
     assert [payload for payload, *_ in waiting(river, "welcome")] == [{"user_id": 9}]
     assert river.execute(kept).fetchall() == before
     assert states(river, "river_job", "id")[:2] == ["scheduled", "scheduled"]
+
+
+def claim(db: Connection) -> list[tuple[Any, ...]]:
+    """What a claim of up to ten orders answers: kind and id of each."""
+    return db.execute(
+        "select kind, msg_id from queue_worker.claim('orders', 10, 60, suspects => 1) order by msg_id"
+    ).fetchall()
+
+
+@pytest.fixture
+def looped(db: Connection) -> Connection:
+    """A queue of pgmq whose three messages a loop has read and not deleted, taken over."""
+    db.execute("select pgmq.create('orders')")
+    db.execute("select pgmq.send('orders', '{}') from generate_series(1, 3)")
+    db.execute("select pgmq.read('orders', 0, 3)")
+    db.execute("select queue_worker.create_queue('orders')")
+    return db
+
+
+def test_what_a_loop_has_read_is_claimed_one_at_a_time_until_it_is_set_back(looped: Connection) -> None:
+    with looped.transaction(force_rollback=True):
+        assert [kind for kind, _ in claim(looped)].count("job") == 1
+    (reset,) = [
+        one.text
+        for one in blocks(FOLDER / "pgmq-loop.md")
+        if one.text.strip().endswith("read_ct = 0 where read_ct > 0;")
+    ]
+    looped.execute(reset)
+    assert claim(looped) == [("job", 1), ("job", 2), ("job", 3)]
+
+
+def test_a_loop_of_another_role_sees_nothing_after_the_take_over_until_it_is_a_member(looped: Connection) -> None:
+    shop, old = f"shop_{uuid.uuid4().hex}", f"loop_{uuid.uuid4().hex}"
+    read = "select msg_id from pgmq.read('orders', 0, 10) order by msg_id"
+    for role in (shop, old):
+        looped.execute(f"create role {role}; grant usage on schema pgmq to {role}")
+        looped.execute(f"grant select, insert, update, delete on pgmq.q_orders to {role}")
+    try:
+        looped.execute(f"set role {old}")
+        assert looped.execute(read).fetchall() == []
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+            looped.execute("select pgmq.send('orders', '{}'::jsonb)")
+        looped.execute("reset role")
+        grants = statement("pgmq-loop.md", "grant queue_producer")
+        looped.execute(grants.replace("old_loop", old).replace("shop", shop))
+        looped.execute(f"set role {shop}")
+        (sent_id,) = looped.execute("select queue_worker.send('orders', '{}')").fetchone() or ()
+        looped.execute(f"set role {old}")
+        assert looped.execute(read).fetchall() == [(1,), (2,), (3,), (sent_id,)]
+    finally:
+        looped.execute("reset role")
+        for role in (shop, old):
+            looped.execute(f"drop owned by {role}; drop role {role}")
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in FOLDER.glob("*.md")))
