@@ -1,5 +1,5 @@
-"""Tables of other job systems, by hand: only the columns that a move of jobs needs, of the names, types and defaults that
-their own migrations give them, with a few jobs in each state."""
+"""Tables of other job systems, by hand: only the columns that a move of jobs needs, with the names, types and defaults
+that their own migrations give them, and a few jobs in each state."""
 
 from __future__ import annotations
 
