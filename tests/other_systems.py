@@ -14,7 +14,7 @@ create table pgboss.job (
     state pgboss.job_state not null default 'created', retry_limit int not null default 2,
     retry_count int not null default 0, expire_seconds int not null default 900, singleton_key text, policy text,
     start_after timestamptz not null default now(), started_on timestamptz, completed_on timestamptz,
-    blocked boolean not null default false,
+    blocked boolean not null default false, blocking boolean not null default false,
     primary key (name, id)) partition by list (name);
 create table pgboss.job_common partition of pgboss.job default;
 insert into pgboss.job (name, data, state, start_after, priority, retry_count, blocked) values
@@ -27,6 +27,8 @@ insert into pgboss.job (name, data, state, start_after, priority, retry_count, b
     ('email-welcome', '{"user_id": 7}', 'completed', now() + interval '1 hour', 0, 0, false),
     ('another', '{"user_id": 8}', 'created', now() + interval '1 hour', 0, 0, false);
 update pgboss.job set started_on = now() where state in ('retry', 'active');
+insert into pgboss.job (name, data, start_after, blocking) values
+    ('email-welcome', '{"user_id": 9}', now() + interval '1 hour', true);
 insert into pgboss.schedule (name, key, cron, timezone, data) values
     ('email-welcome', '', '0 3 * * *', null, null), ('email-welcome', 'eu', '*/5 * * * *', 'Europe/Berlin', '{"a": 1}'),
     ('another', '', '* * * * *', null, null);

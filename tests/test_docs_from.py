@@ -60,7 +60,7 @@ def test_delayed_jobs_of_pgboss_move_with_time_priority_and_the_attempts_that_ar
         (None, 3, 900),
     ]
     left = states(pgboss, "pgboss.job where name = 'email-welcome'", "(data ->> 'user_id')::int nulls first")
-    assert left == ["cancelled", "cancelled", "cancelled", "created", "active", "created", "completed"]
+    assert left == ["cancelled", "cancelled", "cancelled", "created", "active", "created", "completed", "created"]
     assert len(pgboss.execute(statement("pg-boss.md", "with waiting")).fetchall()) == 0
     assert {row[0] for row in pgboss.execute(statement("pg-boss.md", "count(*)")).fetchall()} == {"created", "active"}
 
