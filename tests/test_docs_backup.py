@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,37 @@ def test_only_the_owner_or_a_superuser_can_dump(dsn: str, db: psycopg.Connection
         assert allowed.returncode == 0, allowed.stderr
     finally:
         db.execute(f"drop role {name}".encode())
+
+
+def contents(dsn: str, dump: Path) -> str:
+    """What a dump of the database holds, as pg_restore lists it."""
+    for program, *arguments in (("pg_dump", "--format=custom", f"--file={dump}", dsn), ("pg_restore", "--list", dump)):
+        done = subprocess.run([binaries() / program, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_dump_holds_the_queues_of_the_extension_unless_they_are_its_members(empty_dsn: str, tmp_path: Path) -> None:
+    # Where the server, another user perhaps, can read it.
+    with tempfile.TemporaryDirectory() as folder, psycopg.connect(empty_dsn, autocommit=True) as db:
+        if db.info.server_version < 180000:
+            pytest.skip("older servers read extensions from their own folder only")
+        Path(folder).chmod(0o755)
+        place = Path(folder) / "extension"
+        place.mkdir()
+        (place / "pgmq.control").write_text("default_version = '1.13.0'\nschema = pgmq\nrelocatable = false\n")
+        (place / "pgmq--1.13.0.sql").write_text((files("pgmq") / "sql" / "pgmq.sql").read_text())
+        db.execute(f"set extension_control_path = '{folder}:$system'".encode())
+        db.execute("create extension pgmq")
+        db.execute("select pgmq.create('parcels')")
+        listed = block("pg_extension").text.encode()
+        held = contents(empty_dsn, tmp_path / "one.dump")
+        assert {"EXTENSION - pgmq", "TABLE DATA pgmq q_parcels", "TABLE DATA pgmq meta"} <= set(
+            re.findall(r"(?:EXTENSION - pgmq|TABLE DATA pgmq \w+)", held)
+        )
+        assert db.execute(listed).fetchall() == []
+        # As pgmq.create of 1.5 does it.
+        db.execute("alter extension pgmq add table pgmq.q_parcels; alter extension pgmq add table pgmq.a_parcels")
+        db.execute("alter extension pgmq add sequence pgmq.q_parcels_msg_id_seq")
+        assert "parcels" not in contents(empty_dsn, tmp_path / "two.dump")
+        assert sorted(db.execute(listed).fetchall()) == [("a_parcels",), ("q_parcels",)]
