@@ -94,7 +94,7 @@ def states(db: psycopg.Connection[Any]) -> tuple[Any, ...]:
         " (select count(*) from queue_worker_data.once) from queue_worker.queues where queue = 'parcels'"
     ).fetchone()
     assert row is not None
-    return row
+    return tuple(row)
 
 
 def test_a_restored_database_is_whole_and_what_ran_after_the_dump_does_not_run_again(
@@ -131,7 +131,7 @@ def work_off(db: psycopg.Connection[Any], dsn: str) -> list[int]:
     app = App(builtins=False)
 
     @app.processor("parcels")
-    def parcels(job: Job[dict]) -> None:
+    def parcels(job: Job[dict[str, Any]]) -> None:
         ran.append(job.msg_id)
 
     with running(dsn, app):
