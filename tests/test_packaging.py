@@ -1,4 +1,4 @@
-"""What is shipped: the wheel and what it needs, the Makefile, the PM2 file, the image, and that they agree."""
+"""What is shipped: the wheel and what it needs, the Makefile, the PM2 file, and that they agree."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_make_runs_every_test_once() -> None:
     assert runs == ['"not full"', "full"]
 
 
-# ------------------------------------------------------------------------------------------ PM2 and the image
+# ---------------------------------------------------------------------------------------------------------- PM2
 
 
 def default(setting: str) -> float:
@@ -241,34 +241,3 @@ def test_pm2_reads_the_file_as_meant() -> None:
     [app] = json.loads(subprocess.check_output(["node", "-e", script], cwd=REPOSITORY, text=True))["apps"]
     assert (app["cwd"], app["script"]) == (str(REPOSITORY), ".venv/bin/queue-worker")
     assert (app["kill_timeout"], app["stop_exit_codes"], app["args"]) == (30000, [78], "start")
-
-
-def dockerfile() -> list[str]:
-    text = (REPOSITORY / "Dockerfile").read_text()
-    return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
-
-
-def test_the_image_runs_the_worker_as_another_user_and_in_a_form_that_signals_reach() -> None:
-    lines = dockerfile()
-    assert lines[0].startswith("# syntax=")
-    last = lines[max(place for place, line in enumerate(lines) if line.startswith("FROM ")) :]
-    assert 'CMD ["queue-worker", "start"]' in last
-    assert "STOPSIGNAL SIGTERM" in last
-    assert "USER queue-worker" in last
-    assert last.index("USER queue-worker") < last.index('CMD ["queue-worker", "start"]')
-    assert [
-        line for line in last if line.startswith("HEALTHCHECK ") and line.endswith('CMD ["queue-worker", "health"]')
-    ]
-
-
-def test_the_image_takes_no_secret_and_copies_only_what_the_wheel_needs() -> None:
-    lines = dockerfile()
-    assert not [line for line in lines if re.match(r"(ARG|ENV) .*(KEY|PASSWORD|TOKEN|SECRET|DATABASE_URL)", line)]
-    assert not [line for line in lines if re.match(r"(COPY|ADD) (\.|\./) ", line)]
-
-
-def test_the_python_of_the_image_is_one_that_the_project_supports() -> None:
-    minor = {int(found) for line in dockerfile() for found in re.findall(r"^FROM python:3\.(\d+)-slim", line)}
-    least = int(PROJECT["project"]["requires-python"].removeprefix(">=3."))
-    assert len(minor) == 1
-    assert minor.pop() >= least
