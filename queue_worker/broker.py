@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from queue_worker.errors import CallRefused, LeaseLost, TransportError, TransportUnavailable
-from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry
+from queue_worker.message import ACK, Ack, DeadLetter, Message, Outcome, Receipt, Release, Retry, in_order
 from queue_worker.processor import Job, Transaction
 from queue_worker.transport import BigInts, Ints, JsonArray, Pool, Rows, Stamps, Transport
 from queue_worker.transport.rest_values import plain, rows_of
@@ -136,7 +136,7 @@ class Broker:
             # What has expired does not run, and tries nothing.
             for message in turn.messages:
                 message.probe = not message.expired
-        turn.messages.sort(key=lambda message: message.receipt.msg_id)
+        turn.messages = in_order(turn.messages)
         return turn
 
 

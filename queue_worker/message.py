@@ -166,3 +166,26 @@ ACK = Ack()
 def expired(message: Message) -> DeadLetter:
     """Return what becomes of a message whose `expires_at` has passed before it ran."""
     return DeadLetter("expired", f"not run before {message.headers.get('expires_at')}")
+
+
+def in_order(messages: list[Message]) -> list[Message]:
+    """Return what one claim has brought, in the order in which it is to start: priority, then age.
+
+    Messages of one group stay in their order, whatever their own priority, and count with that of the first.
+    """
+    found = sorted(messages, key=lambda message: message.receipt.msg_id)
+    if not any("priority" in message.headers for message in found):
+        return found
+    groups: dict[str, float] = {}
+
+    def place(message: Message) -> float:
+        own, group = -_priority(message.headers), message.headers.get("group_key")
+        return own if group is None else groups.setdefault(str(group), own)
+
+    return sorted(found, key=place)
+
+
+def _priority(headers: dict[str, Any]) -> float:
+    # As `priority_expression` of sql/0008_queues.sql reads it: anybody may have written the headers.
+    given = headers.get("priority")
+    return min(max(given, 0), 100) if isinstance(given, int | float) and not isinstance(given, bool) else 0

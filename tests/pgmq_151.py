@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import psycopg
 
@@ -46,3 +47,37 @@ def install(url: str) -> None:
         ).fetchall()
         for (one,) in newer:
             connection.execute(f"drop function {one} cascade".encode())
+
+
+# What 1.5 does where it is an extension: its queues become members of it, which takes its owner.
+_MEMBERS = """
+alter function pgmq.create_non_partitioned(text) rename to _create_plain;
+create function pgmq.create_non_partitioned(queue_name text) returns void language plpgsql as $$
+begin
+    perform pgmq._create_plain(queue_name);
+    execute format('alter extension pgmq add table pgmq.%I', 'q_' || queue_name);
+    execute format('alter extension pgmq add sequence pgmq.%I', 'q_' || queue_name || '_msg_id_seq');
+    execute format('alter extension pgmq add table pgmq.%I', 'a_' || queue_name);
+end $$;
+alter function pgmq.drop_queue(text) rename to _drop_plain;
+create function pgmq.drop_queue(queue_name text) returns boolean language plpgsql as $$
+begin
+    execute format('alter extension pgmq drop table pgmq.%I', 'q_' || queue_name);
+    execute format('alter extension pgmq drop sequence pgmq.%I', 'q_' || queue_name || '_msg_id_seq');
+    execute format('alter extension pgmq drop table pgmq.%I', 'a_' || queue_name);
+    return pgmq._drop_plain(queue_name);
+end $$;
+"""
+
+
+def install_extension(connection: psycopg.Connection[tuple], folder: Path) -> None:
+    """Make the reduced pgmq an extension of a database, version 1.5.1; needs PostgreSQL 18 and its superuser.
+
+    The server must be able to read `folder`.
+    """
+    place = folder / "extension"
+    place.mkdir()
+    (place / "pgmq.control").write_text("default_version = '1.5.1'\nschema = pgmq\nrelocatable = false\n")
+    (place / "pgmq--1.5.1.sql").write_text(reduced_sql() + _MEMBERS)
+    connection.execute(f"set extension_control_path = '{folder}:$system'".encode())
+    connection.execute("create extension pgmq")

@@ -58,9 +58,8 @@ def priorities(db: Db, check: Checks) -> None:
     said = {sent[msg_id]: number for msg_id, number in headers}
     check(f"as headers: {dict(sorted(said.items()))}", said == {1: 90, 2: 60, 3: 30, 4: None})
     queue, order = Queue("executions"), []
-    # One at a time: messages that one claim took together come in the order of their ids.
-    while claimed := queue.fetch(1):
-        with claimed[0] as message:
+    for message in queue.fetch(4):
+        with message:
             order.append(sent[message.msg_id])
     check(f"sent in the order {list(sent.values())}, claimed in the order {order}", order == [1, 2, 3, 4])
 

@@ -137,7 +137,7 @@ def test_priority_1_runs_first(ready: Db, worker: QueueDatabase) -> None:
     for priority in (4, 2, 3, 1):
         task = ScheduleEmail(recipient="ann@example.com", subject=str(priority))
         enqueue("scheduleEmail", task, priority=priority, connection=ready)
-    worker.work(app, "internal-queue", concurrency=1, batch_size=1)
+    worker.work(app, "internal-queue", concurrency=1)
     assert _all(ready, "select subject from typed_tasks.mails order by mail_id") == [("1",), ("2",), ("3",), ("4",)]
     assert sorted(PRIORITIES, key=PRIORITIES.__getitem__, reverse=True) == [1, 2, 3, 4]
 

@@ -107,7 +107,7 @@ def test_a_success_in_between_starts_the_count_anew(engine: Engine, dsn: str) ->
         if job.msg_id % 3:
             raise ValueError("no")
 
-    with running(dsn, app_of(handle, concurrency=1, breaker_failures=3, batch_size=1)):
+    with running(dsn, app_of(handle, concurrency=1, breaker_failures=3, batch_size=batch_size)):
         wait_until(lambda: engine.value("select count(*) from queue_worker.failures") == 8, 20)
         wait_until(lambda: engine.count("archive") == 4, 20)
     assert state(engine, "broken_at") is None
@@ -185,7 +185,8 @@ def test_a_worker_keeps_the_order_of_each_group_and_runs_groups_beside_each_othe
     assert all(order == sorted(order) for order in seen.values())
 
 
-def test_a_worker_runs_higher_priorities_first(engine: Engine, dsn: str) -> None:
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_a_worker_runs_higher_priorities_first(engine: Engine, dsn: str, batch_size: int) -> None:
     for priority in (0, 10, 90, 50, 0, 90):
         engine.send({"priority": priority}, {"priority": priority})
     seen: list[int] = []
@@ -193,6 +194,23 @@ def test_a_worker_runs_higher_priorities_first(engine: Engine, dsn: str) -> None
     with running(dsn, app_of(handler, concurrency=1, batch_size=1)):
         wait_until(lambda: len(seen) == 6, 20)
     assert seen == [90, 90, 50, 10, 0, 0]
+
+
+def test_what_one_claim_brings_starts_by_priority_and_groups_keep_their_order(engine: Engine, dsn: str) -> None:
+    engine.rows("select queue_worker.create_queue('work', ordered => true)")
+    engine.rows("select queue_worker.set_concurrency('work', per_group => 3)")
+    for name, headers in (
+        ("low", {}),
+        ("g1", {"group_key": "g", "priority": 20}),
+        ("odd", {"priority": "high"}),
+        ("high", {"priority": 90}),
+        ("g2", {"group_key": "g", "priority": 95}),
+    ):
+        engine.send({"name": name}, headers)
+    seen: list[str] = []
+    with running(dsn, app_of(lambda job: seen.append(job.payload["name"]), concurrency=1)):
+        wait_until(lambda: len(seen) == 5, 20)
+    assert seen == ["high", "g1", "g2", "low", "odd"]
 
 
 def test_an_expired_message_never_runs_and_says_why_it_is_dead(engine: Engine, dsn: str) -> None:

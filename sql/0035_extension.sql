@@ -1,0 +1,148 @@
+-- min_worker: 0.1.0
+-- Before 1.6, pgmq as an extension makes the tables of its queues members of it, and takes them out before it drops them.
+-- Only the extension's owner may do that (on Supabase postgres), and the owner of our schema is somebody else.
+
+-- Makes the two tables of a queue as pgmq.create does, but as no members of the extension. The columns are those of
+-- pgmq.message_record, in its order: pgmq returns whole rows as that type.
+create function queue_worker_data.make_tables(queue text) returns void
+language plpgsql set search_path = '' as $$
+declare
+    live constant text := 'q_' || make_tables.queue;
+    archive constant text := 'a_' || make_tables.queue;
+    columns constant text := (
+        select pg_catalog.string_agg(pg_catalog.format('%I %s%s', a.attname,
+                   pg_catalog.format_type(a.atttypid, a.atttypmod),
+                   case a.attname when 'read_ct' then ' default 0 not null'
+                                  when 'enqueued_at' then ' default pg_catalog.now() not null'
+                                  when 'vt' then ' not null' else '' end), ', ' order by a.attnum)
+        from pg_catalog.pg_type t join pg_catalog.pg_attribute a on a.attrelid = t.typrelid
+        where t.oid = 'pgmq.message_record'::regtype and a.attnum > 0 and not a.attisdropped
+          and a.attname <> 'msg_id');
+begin
+    execute pg_catalog.format('create table if not exists pgmq.%I (msg_id bigint primary key generated always as'
+        ' identity, %s)', live, columns);
+    execute pg_catalog.format('create table if not exists pgmq.%I (msg_id bigint primary key, %s, archived_at'
+        ' timestamptz default pg_catalog.now() not null)', archive, columns);
+    execute pg_catalog.format('create index if not exists %I on pgmq.%I (vt)', live || '_vt_idx', live);
+    execute pg_catalog.format('create index if not exists %I on pgmq.%I (archived_at)',
+        'archived_at_idx_' || make_tables.queue, archive);
+    insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values (make_tables.queue, false, false)
+        on conflict do nothing;
+end $$;
+
+-- Drops them. Raises 42501 where they are members of the extension; the hint is for its owner.
+create function queue_worker_data.drop_tables(queue text) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+begin
+    execute pg_catalog.format('drop table if exists pgmq.%I, pgmq.%I', 'q_' || drop_tables.queue,
+        'a_' || drop_tables.queue);
+    delete from pgmq.meta m where m.queue_name = drop_tables.queue;
+exception when dependent_objects_still_exist then
+    raise exception 'queue "%": its tables are members of the extension pgmq, which % may not change', drop_tables.queue,
+        current_user using errcode = '42501', hint = (
+            select pg_catalog.format('As a superuser run: alter extension pgmq drop table pgmq.%I; alter extension pgmq'
+                ' drop sequence pgmq.%I; alter extension pgmq drop table pgmq.%I; then drop the queue.',
+                'q_' || drop_tables.queue, 'q_' || drop_tables.queue || '_msg_id_seq', 'a_' || drop_tables.queue));
+end $$;
+
+create or replace function queue_worker_data.make_queue(queue text, ordered boolean default false) returns void
+language plpgsql security definer set search_path = '' set lock_timeout = '5s' as $$
+#variable_conflict use_column
+declare
+    name constant text := pg_catalog.format('pgmq.%I', 'q_' || coalesce(make_queue.queue, ''));
+    state record;
+begin
+    perform queue_worker_data.check_queue_name(make_queue.queue);
+    select q.ordered into state from queue_worker_data.queues q where q.queue = make_queue.queue;
+    -- Several workers start at once; a transaction lock also works behind a transaction pooler.
+    perform pg_catalog.pg_advisory_xact_lock(1903520, pg_catalog.hashtext(make_queue.queue));
+    perform queue_worker_data.note_now();
+    -- The table too: pgmq keeps the name of a queue whose table was dropped by hand.
+    if not exists (select from pgmq.meta m where m.queue_name = make_queue.queue)
+       or pg_catalog.to_regclass(name) is null then
+        begin
+            perform pgmq.create(queue_name => make_queue.queue);
+        exception when insufficient_privilege then
+            -- Where it was refused for another reason, this is, too.
+            perform queue_worker_data.make_tables(make_queue.queue);
+        end;
+    end if;
+    perform queue_worker_data.take_over(make_queue.queue);
+    perform queue_worker_data.equip(make_queue.queue);
+    perform queue_worker_data.tune(make_queue.queue);
+    if make_queue.ordered or state.ordered then
+        perform queue_worker_data.equip_ordered(make_queue.queue);
+    end if;
+    insert into queue_worker_data.queues as q (queue, ordered) values (make_queue.queue, make_queue.ordered)
+        on conflict (queue) do update set ordered = true where make_queue.ordered and not q.ordered;
+end $$;
+
+create or replace function queue_worker_data.drop_queue(queue text) returns void
+language plpgsql security definer set search_path = '' set lock_timeout = '2s' as $$
+#variable_conflict use_column
+declare
+    live constant regclass := pg_catalog.to_regclass(pg_catalog.format('pgmq.%I', 'q_' || drop_queue.queue));
+    waiting bigint;
+    companion text;
+begin
+    perform queue_worker_data.check_queue_name(drop_queue.queue);
+    if live is null and not exists (select from pgmq.meta m where m.queue_name = drop_queue.queue) then
+        perform queue_worker_data.missing_queue(drop_queue.queue);
+    end if;
+    perform queue_worker_data.note_now();
+    begin
+        if live is not null then
+            execute pg_catalog.format('lock table %s in access exclusive mode', live);
+            execute pg_catalog.format('select pg_catalog.count(*) from %s', live) into waiting;
+            begin
+                perform pgmq.drop_queue(queue_name => drop_queue.queue);
+            exception when insufficient_privilege then
+                perform queue_worker_data.drop_tables(drop_queue.queue);
+            end;
+        else
+            -- Its table was dropped by hand, and pgmq leaves such a queue as it is.
+            execute pg_catalog.format('drop table if exists pgmq.%I', 'a_' || drop_queue.queue);
+            delete from pgmq.meta m where m.queue_name = drop_queue.queue;
+        end if;
+    exception when lock_not_available then
+        perform queue_worker_data.busy(drop_queue.queue);
+    end;
+    perform queue_worker_data.forget(drop_queue.queue, null);
+    foreach companion in array array['queues', 'limits', 'unique_keys'] loop
+        if pg_catalog.to_regclass('queue_worker_data.' || companion) is not null then
+            execute pg_catalog.format('delete from queue_worker_data.%I c where c.queue = $1', companion)
+                using drop_queue.queue;
+        end if;
+    end loop;
+    insert into queue_worker_data.audit (action, queue, detail)
+        values ('drop_queue', drop_queue.queue, pg_catalog.jsonb_build_object('count', waiting));
+end $$;
+
+-- SECURITY INVOKER: a queue that the extension's owner made by pgmq is taken out of the extension by him.
+create or replace function queue_worker.drop_queue(queue text) returns void
+language plpgsql set search_path = '' set lock_timeout = '2s' as $$
+declare
+    member record;
+begin
+    perform queue_worker_data.check_environment(drop_queue.queue);
+    begin
+        for member in
+            select case c.relkind when 'S' then 'sequence' else 'table' end as kind, c.relname
+            from pg_catalog.pg_extension e
+            join pg_catalog.pg_depend d on d.refclassid = 'pg_catalog.pg_extension'::regclass and d.refobjid = e.oid
+                and d.classid = 'pg_catalog.pg_class'::regclass and d.deptype = 'e'
+            join pg_catalog.pg_class c on c.oid = d.objid
+            where e.extname = 'pgmq' and c.relname in ('q_' || drop_queue.queue, 'a_' || drop_queue.queue,
+                'q_' || drop_queue.queue || '_msg_id_seq')
+        loop
+            execute pg_catalog.format('alter extension pgmq drop %s pgmq.%I', member.kind, member.relname);
+        end loop;
+    exception when insufficient_privilege or lock_not_available then
+        null;  -- the drop itself says what is in the way
+    end;
+    perform queue_worker_data.drop_queue(drop_queue.queue);
+end $$;
+
+call queue_worker_data.lock_down();
+call queue_worker_data.remember();
