@@ -19,7 +19,15 @@ from queue_worker.config import load_settings
 from queue_worker.config_options import CODE_OPTIONS, DECORATOR_OPTIONS
 
 ROOT = Path(__file__).parent.parent
-PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+FILES = {
+    path.relative_to(ROOT).as_posix().removeprefix("docs/"): path
+    for path in (
+        *ROOT.glob("*.md"),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "examples").glob("*/README.md")),
+    )
+}
+PAGES = {name: path.read_text() for name, path in FILES.items()}
 PROGRAM: Any = typer.main.get_command(root)
 
 
@@ -34,20 +42,19 @@ def anchor(heading: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
-    folder = ROOT if page == "README.md" else ROOT / "docs"
     for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         if "://" in link:
             continue
         name, _, heading = link.partition("#")
-        target = folder / (name or page)
+        target = FILES[page].parent / name if name else FILES[page]
         assert target.exists(), link
-        if heading:
+        if heading and target.suffix == ".md":
             text = re.sub(r"^```.*?^```", "", target.read_text(), flags=re.S | re.M)
             assert heading in map(anchor, re.findall(r"^#+ (.+)$", text, re.M)), link
 
 
-def test_the_readme_lists_every_page_once() -> None:
-    listed = re.findall(r"^- \[docs/(\S+)\]\(docs/\S+\)", PAGES["README.md"], re.M)
+def test_the_readme_lists_every_page_and_example_once() -> None:
+    listed = re.findall(r"\]\((?:docs/)?(\S+?)\)", PAGES["README.md"].split("\n## Examples")[1])
     assert sorted(listed) == sorted(PAGES.keys() - {"README.md"})
 
 

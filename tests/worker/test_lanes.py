@@ -107,7 +107,7 @@ def test_a_success_in_between_starts_the_count_anew(engine: Engine, dsn: str) ->
         if job.msg_id % 3:
             raise ValueError("no")
 
-    with running(dsn, app_of(handle, concurrency=1, breaker_failures=3, batch_size=batch_size)):
+    with running(dsn, app_of(handle, concurrency=1, breaker_failures=3, batch_size=1)):
         wait_until(lambda: engine.value("select count(*) from queue_worker.failures") == 8, 20)
         wait_until(lambda: engine.count("archive") == 4, 20)
     assert state(engine, "broken_at") is None
@@ -191,7 +191,7 @@ def test_a_worker_runs_higher_priorities_first(engine: Engine, dsn: str, batch_s
         engine.send({"priority": priority}, {"priority": priority})
     seen: list[int] = []
     handler = lambda job: seen.append(job.payload["priority"])  # noqa: E731
-    with running(dsn, app_of(handler, concurrency=1, batch_size=1)):
+    with running(dsn, app_of(handler, concurrency=1, batch_size=batch_size)):
         wait_until(lambda: len(seen) == 6, 20)
     assert seen == [90, 90, 50, 10, 0, 0]
 
