@@ -206,3 +206,21 @@ def test_a_tuned_queue_is_vacuumed_by_its_dead_rows_not_by_its_length(engine: En
     engine.rows("alter table pgmq.q_work set (autovacuum_vacuum_scale_factor = 0.5)")
     engine.rows("select queue_worker_data.tune('work')")
     assert "autovacuum_vacuum_scale_factor=0.5" in options()
+
+
+def test_of_a_partitioned_archive_only_what_is_old_is_deleted(engine: Engine) -> None:
+    """A ctid names one row in each partition."""
+    engine.rows(
+        "alter table pgmq.a_work rename to a_work_before;"
+        "create table pgmq.a_work (like pgmq.a_work_before including defaults) partition by range (archived_at);"
+        "create table pgmq.a_work_old partition of pgmq.a_work for values from (minvalue) to ('2026-01-01');"
+        "create table pgmq.a_work_new partition of pgmq.a_work for values from ('2026-01-01') to (maxvalue);"
+        "alter table pgmq.a_work owner to queue_owner;"
+        "alter table pgmq.a_work_old owner to queue_owner; alter table pgmq.a_work_new owner to queue_owner"
+    )
+    archive(engine, 3, "400 days")
+    archive(engine, 3, "1 minute")
+    same = "select count(*) from pgmq.a_work_old o join pgmq.a_work_new n on o.ctid = n.ctid"
+    assert engine.value(same) == 3
+    assert prune(engine, DAY) == 3
+    assert engine.value("select count(*) from pgmq.a_work_new") == 3

@@ -1,4 +1,6 @@
 -- min_worker: 0.1.0
+-- Tables that pgmq keeps in other ways: as members of an extension, and in partitions.
+--
 -- Before 1.6, pgmq as an extension makes the tables of its queues members of it, and takes them out before it drops them.
 -- Only the extension's owner may do that (on Supabase postgres), and the owner of our schema is somebody else.
 
@@ -142,6 +144,62 @@ begin
         null;  -- the drop itself says what is in the way
     end;
     perform queue_worker_data.drop_queue(drop_queue.queue);
+end $$;
+
+create or replace function queue_worker_data.prune(
+    queue text, archive_seconds double precision, max_count int default 5000,
+    failure_seconds double precision default 2592000, dead_seconds double precision default null)
+returns bigint
+language plpgsql security definer set search_path = '' set lock_timeout = '1s' as $$
+#variable_conflict use_column
+declare
+    archived bigint;
+    gone bigint;
+    pruned bigint;
+    part text;
+begin
+    perform queue_worker_data.check_queue(prune.queue);
+    if not pg_catalog.pg_try_advisory_xact_lock(1903521, pg_catalog.hashtext(prune.queue)) then
+        return 0;
+    end if;
+    -- The condition a second time: an archive may be partitioned, and a ctid is that of one row in each partition.
+    execute pg_catalog.format(
+        'delete from pgmq.%1$I a where a.ctid = any (array(
+             select x.ctid from pgmq.%1$I x where x.archived_at < $1 order by x.archived_at limit $2
+             for update skip locked)) and a.archived_at < $1',
+        'a_' || prune.queue)
+        using pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => archive_seconds), max_count;
+    get diagnostics archived = row_count;
+    gone := greatest(archived,
+        queue_worker_data.expire('results', 'at', archive_seconds, max_count, prune.queue),
+        queue_worker_data.expire('failures', 'failed_at', failure_seconds, max_count, prune.queue),
+        queue_worker_data.expire('dead_letters', 'dead_at', dead_seconds, max_count, prune.queue));
+    foreach part in array array['queue_worker_data.prune_unique', 'queue_worker_data.prune_groups',
+                                'queue_worker.prune_progress'] loop
+        if pg_catalog.to_regprocedure(part || '(text, integer)') is not null then
+            execute pg_catalog.format('select %s($1, $2)', part) into pruned using prune.queue, max_count;
+            gone := greatest(gone, pruned);
+        end if;
+    end loop;
+    if pg_catalog.to_regprocedure('queue_worker_data.recount_batches(text)') is not null then
+        execute 'select queue_worker_data.recount_batches($1)' using prune.queue;
+    end if;
+    -- A plain pgmq.delete leaves its companion behind.
+    execute pg_catalog.format(
+        'delete from queue_worker_data.trouble t where t.ctid = any (array(
+             select x.ctid from queue_worker_data.trouble x
+             where x.queue = $1 and x.updated_at < pg_catalog.clock_timestamp() - interval ''1 day''
+               and not exists (select from pgmq.%I m where m.msg_id = x.msg_id and m.enqueued_at = x.enqueued_at)
+             limit $2 for update skip locked))',
+        'q_' || prune.queue) using prune.queue, max_count;
+    -- The lane is closed when nothing uses it any more, and opened where a sender could not do it.
+    execute pg_catalog.format(
+        'update queue_worker_data.queues q set has_priority = not q.has_priority where q.ctid = any (array(
+             select x.ctid from queue_worker_data.queues x
+             where x.queue = $1 and x.has_priority <> exists (select from pgmq.%I m where m.headers ? ''priority'')
+             for update skip locked))',
+        'q_' || prune.queue) using prune.queue;
+    return gone;
 end $$;
 
 call queue_worker_data.lock_down();
