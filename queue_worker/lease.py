@@ -59,6 +59,7 @@ class LeaseKeeper:
         self._wake = threading.Event()
         self._stopping = False
         self._asked: set[str] = set()
+        self._hearing: set[str] = set()
         self._progress = ProgressReports()
         self._timings = timings
         self._looked_at = 0.0
@@ -123,8 +124,12 @@ class LeaseKeeper:
         polling = now - self._looked_at >= _LOOK_SECONDS
         if polling:
             self._looked_at = now
+        # Those that heard at the last look: what was cancelled before a worker began to hear was said to nobody.
+        heard = self._hearing
+        if polling:
+            self._hearing = {w.queue for w in self._workers if w.listening and self._hears_cancels}
         for worker in self._workers:
-            if worker.queue in self._asked or (polling and not (worker.listening and self._hears_cancels)):
+            if worker.queue in self._asked or (polling and worker.queue not in heard):
                 live = [(run, run.message.receipt) for _, run in worker.executor.live()]
                 runs = [(run, receipt) for run, receipt in live if not run.lost and run.outcome is None]
                 if runs:

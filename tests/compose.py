@@ -63,7 +63,7 @@ def files(folder: Path) -> dict[str, str]:
         place.mkdir()
         if make:
             (place / "Dockerfile").touch()
-        found[name] = render("compose", replace(Place.here(25, 30), folder=place))
+        found[name] = render("compose", replace(Place.here(25, 30), folder=place))["compose.yaml"]
     return found
 
 

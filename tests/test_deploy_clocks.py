@@ -29,11 +29,11 @@ def clocks(folder: Path) -> dict[str, tuple[float, float]]:
     place = Place.here(GRACE, STOP)
     all_of_them: dict[str, tuple[float, float]] = {}
     shipped = (ROOT / "ecosystem.config.js").read_text()
-    for name, text in {"ecosystem.config.js": shipped, "init pm2": render("pm2", place)}.items():
+    for name, text in {"ecosystem.config.js": shipped, "init pm2": render("pm2", place)["ecosystem.config.js"]}.items():
         told = r'QUEUE_WORKER_STOP_TIMEOUT: "([\d.]+)"'
         all_of_them[name] = of(text, r"^\s*kill_timeout: (\d+),", told, 1000)
     units = {path.name: path.read_text() for path in (ROOT / "deploy").rglob("*.service")}
-    for name, text in {"init systemd": render("systemd", place), **units}.items():
+    for name, text in {**render("systemd", place), **units}.items():
         if re.search(r"^ExecStart=.*queue-worker\S* (start|api)\b", text, re.MULTILINE):
             told = r'^Environment="?QUEUE_WORKER_STOP_TIMEOUT=([\d.]+)"?$'
             all_of_them[name] = of(text, r"^TimeoutStopSec=([\d.]+)s?$", told)

@@ -42,7 +42,7 @@ RUN_BY = {
 }  # fmt: skip
 """Page -> kind of block -> module of tests/ that runs those; behind a colon, which of them where two modules share."""
 
-READ = ("docs/versioning.md",)
+READ = ("docs/kubernetes.md", "docs/scaling.md", "docs/versioning.md")
 """Pages that nothing but the test below runs."""
 
 PICTURES = {"README.md": "trigger, SQL, Python, HTTP"}

@@ -112,7 +112,7 @@ def with_a_database(dsn: str, db: psycopg.Connection[Any], empty_dsn: str, stran
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         seen |= provoke([({"DATABASE_URL": dsn}, f"{jobs} --with-api --port {busy.getsockname()[1]}")])
-    db.execute("delete from queue_worker_data.migrations where name = 'dashboard'")
+    db.execute("delete from queue_worker_data.migrations where name = 'pgmq'")
     return seen | provoke([({"DATABASE_URL": dsn}, jobs)])
 
 

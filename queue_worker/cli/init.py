@@ -30,7 +30,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     print_it: Annotated[bool, typer.Option("--print", help="Print instead of writing.")] = False,
 ) -> None:
-    """Write the files for PM2, systemd or Compose that run the worker from this folder."""
+    """Write files for PM2, systemd or Compose."""
     from queue_worker import deploy
 
     settings = common.settings()

@@ -196,23 +196,6 @@ def test_a_worker_runs_higher_priorities_first(engine: Engine, dsn: str, batch_s
     assert seen == [90, 90, 50, 10, 0, 0]
 
 
-def test_what_one_claim_brings_starts_by_priority_and_groups_keep_their_order(engine: Engine, dsn: str) -> None:
-    engine.rows("select queue_worker.create_queue('work', ordered => true)")
-    engine.rows("select queue_worker.set_concurrency('work', per_group => 3)")
-    for name, headers in (
-        ("low", {}),
-        ("g1", {"group_key": "g", "priority": 20}),
-        ("odd", {"priority": "high"}),
-        ("high", {"priority": 90}),
-        ("g2", {"group_key": "g", "priority": 95}),
-    ):
-        engine.send({"name": name}, headers)
-    seen: list[str] = []
-    with running(dsn, app_of(lambda job: seen.append(job.payload["name"]), concurrency=1)):
-        wait_until(lambda: len(seen) == 5, 20)
-    assert seen == ["high", "g1", "g2", "low", "odd"]
-
-
 def test_an_expired_message_never_runs_and_says_why_it_is_dead(engine: Engine, dsn: str) -> None:
     late = engine.send(headers={"expires_at": "2020-01-01T00:00:00+00:00"})
     fresh = engine.send()
