@@ -34,9 +34,13 @@ def clocks(folder: Path) -> dict[str, tuple[float, float]]:
         all_of_them[name] = of(text, r"^\s*kill_timeout: (\d+),", told, 1000)
     units = {path.name: path.read_text() for path in (ROOT / "deploy").rglob("*.service")}
     for name, text in {**render("systemd", place), **units}.items():
-        if re.search(r"^ExecStart=.*queue-worker\S* (start|api)\b", text, re.MULTILINE):
+        kill = r"^TimeoutStopSec=([\d.]+)s?$"
+        if re.search(r"^ExecStart=.*queue-worker\S* api\b", text, re.MULTILINE):
+            # It has no handlers to wait for, and is told nothing.
+            all_of_them[name] = (min(map(float, re.findall(kill, text, re.MULTILINE))), STOP)
+        else:
             told = r'^Environment="?QUEUE_WORKER_STOP_TIMEOUT=([\d.]+)"?$'
-            all_of_them[name] = of(text, r"^TimeoutStopSec=([\d.]+)s?$", told)
+            all_of_them[name] = of(text, kill, told)
     for name, text in files(folder).items():
         for service, one in ours(text, GIVEN).items():
             told = float(one["environment"]["QUEUE_WORKER_STOP_TIMEOUT"])

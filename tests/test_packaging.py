@@ -238,6 +238,8 @@ def test_pm2_runs_the_console_script_without_touching_its_log_lines() -> None:
 @pytest.mark.full
 def test_pm2_reads_the_file_as_meant() -> None:
     script = "process.stdout.write(JSON.stringify(require('./ecosystem.config.js')))"
-    [app] = json.loads(subprocess.check_output(["node", "-e", script], cwd=REPOSITORY, text=True))["apps"]
-    assert (app["cwd"], app["script"]) == (str(REPOSITORY), ".venv/bin/queue-worker")
-    assert (app["kill_timeout"], app["stop_exit_codes"], app["args"]) == (30000, [78], "start")
+    apps = json.loads(subprocess.check_output(["node", "-e", script], cwd=REPOSITORY, text=True))["apps"]
+    assert [(app["name"], app["args"]) for app in apps] == [("queue-worker", "start"), ("queue-worker-api", "api")]
+    for app in apps:
+        assert (app["cwd"], app["script"]) == (str(REPOSITORY), ".venv/bin/queue-worker")
+        assert (app["kill_timeout"], app["stop_exit_codes"], app["wait_ready"]) == (30000, [78], True)

@@ -41,7 +41,8 @@ def count(db: Db, table: str) -> int:
 def test_worker_and_api_start_survive_kill_9_and_stop_within_the_grace(pm2: Pm2, db: Db) -> None:
     pm2("start", "ecosystem.config.js")
     # PM2 has waited for both to be ready.
-    assert count(db, "queue_worker.workers") == 1
+    assert "ready" in pm2.log()
+    wait_until(lambda: count(db, "queue_worker.workers") == 1, 10)
     (url,) = re.findall(r"API and dashboard at (http://\S+)", pm2.log("api"))
     assert httpx.get(f"{url}/ready").json() == {"status": "ready"}
 
