@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _IDS = ("id", "ids", "msg_id", "last_msg_id", "dead_id", "redriven_from", "audit_id")
+_THEIRS = ("payload", "headers", "result")
+"""Values that people have put in: shown as they are."""
 
 
 def ready(value: Any, name: str = "") -> Any:
@@ -24,7 +26,7 @@ def ready(value: Any, name: str = "") -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {key: item if key in ("payload", "headers") else ready(item, key) for key, item in value.items()}
+        return {key: item if key in _THEIRS else ready(item, key) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [ready(item, name) for item in value]
     return str(value) if name in _IDS and isinstance(value, int) else value
@@ -32,7 +34,11 @@ def ready(value: Any, name: str = "") -> Any:
 
 def document(value: Any, *, indent: int | None = 2) -> str:
     """Return `value` as JSON text without characters that a terminal would obey."""
-    text = json.dumps(ready(value), ensure_ascii=False, indent=indent, default=str)
+    return _text(ready(value), indent)
+
+
+def _text(data: Any, indent: int | None) -> str:
+    text = json.dumps(data, ensure_ascii=False, indent=indent, default=str)
     return "\n".join(escape_json(line) for line in text.split("\n"))
 
 
@@ -120,7 +126,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         if isinstance(value, (dict, list)):
-            lines = document(value).split("\n")
+            lines = _text(value if name in _THEIRS else ready(value), 2).split("\n")
         elif isinstance(value, str):
             lines = [escape(line) for line in value.split("\n")]
         else:

@@ -80,6 +80,15 @@ def test_mistakes_name_what_was_typed(run: Run) -> None:
     )
 
 
+def test_what_people_have_put_in_is_shown_as_it_is(run: Run) -> None:
+    """Ids of ours are texts, for JavaScript; an id in a payload is none of ours."""
+    run("create", "post")
+    run("send", "post", '{"id": 7}')
+    (shown,) = json.loads(run("show", "post", "1", "--json"))
+    assert (shown["msg_id"], shown["payload"]) == ("1", {"id": 7})
+    assert '"id": 7\n' in run("show", "post", "1")
+
+
 def test_show_says_that_a_redriven_message_has_a_new_id(run: Run, db: psycopg.Connection[Any]) -> None:
     run("create", "post")
     db.execute(
