@@ -20,6 +20,7 @@ RUNS = (
     ("pickup_polled.py",),
     ("recovery.py",),
     ("overview.py",),
+    ("workers.py",),
 )
 
 
