@@ -14,6 +14,8 @@ from typing import NamedTuple
 import psycopg
 import yaml
 
+from tests.blackbox import forks
+
 ROOT = Path(__file__).parent.parent
 _FENCE = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^ *```", re.S | re.M)
 _PARSERS = {"json": json.loads, "yaml": lambda text: list(yaml.safe_load_all(text)), "toml": tomllib.loads}
@@ -66,10 +68,11 @@ class Reader:
     def __init__(self, folder: Path, dsn: str, **environment: str) -> None:
         tools = folder / "bin"
         tools.mkdir(parents=True)
-        # Scripts: an interpreter that is started by a link does not find its virtual environment.
-        for name, run in (("queue-worker", " -m queue_worker"), ("python", ""), ("python3", "")):
+        forks.script(tools / "queue-worker")
+        for name in ("python", "python3"):
+            # A script: an interpreter that is started by a link does not find its virtual environment.
             script = tools / name
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}"{run} "$@"\n')
+            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
             script.chmod(0o755)
         self.folder = folder / "project"
         self.folder.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import pytest
 
 from queue_worker import embedded
 from queue_worker.testing import run
+from tests.blackbox import forks
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.S | re.M)
@@ -64,12 +64,7 @@ def test_python_blocks_run_as_one_program() -> None:
 def shell(tmp_path: Path):
     """Run a script in a fresh folder with `queue-worker` on the path and the README's jobs.py in place."""
     (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "queue-worker"
-    script.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from queue_worker.cli import main\nmain()\n"
-    )
-    script.chmod(0o755)
+    forks.script(tmp_path / "bin" / "queue-worker")
     project = tmp_path / "project"
     project.mkdir()
     for block in BLOCKS:

@@ -75,6 +75,35 @@ def run(
     return subprocess.CompletedProcess(list(arguments), code, *said)
 
 
+_CLIENT = """#!{python} -IS
+import json, os, signal, socket, sys
+words = sys.argv[1:]
+if words[:1] == ["demo"] or "--processes" in words or "--reload" in words:
+    os.execv({python!r}, [{python!r}, "-m", "queue_worker", *words])
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect({place!r})
+    socket.send_fds(connection, [b"."], [0, 1, 2])
+    lines = connection.makefile("rw")
+    lines.write(json.dumps({{"argv": words, "env": dict(os.environ), "cwd": os.getcwd()}}) + "\\n")
+    lines.flush()
+    command = json.loads(lines.readline())["pid"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: os.kill(command, number))
+    code = json.loads(lines.readline())["code"]
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+def script(path: Path) -> None:
+    """Write a program `queue-worker` for shells, whose commands are forked too; a signal to it reaches the command.
+
+    Commands that start themselves again run as processes from the start.
+    """
+    assert _place is not None, "the process that runs commands is not there"
+    path.write_text(_CLIENT.format(python=sys.executable, place=_place))
+    path.chmod(0o755)
+
+
 def _connect(connection: socket.socket) -> None:
     from tests.helpers import wait_until
 
@@ -90,6 +119,10 @@ def _command(order: dict[str, Any], files: list[int]) -> NoReturn:
     try:
         for number, file in enumerate(files):
             os.dup2(file, number)
+        # As an interpreter makes them: those from before take a pipe for a file that can be wound back.
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         os.environ.clear()
         os.environ.update(order["env"])
         os.chdir(order["cwd"])

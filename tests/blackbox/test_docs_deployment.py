@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from queue_worker import supervisor
 from queue_worker.config import Settings
+from tests.blackbox import forks
 from tests.blackbox.program import REPOSITORY, Program
 from tests.blackbox.test_cli_start import JOBS
 
@@ -22,11 +22,9 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.S | re.M)
 @pytest.mark.timeout(300)
 def test_the_commands_run_and_print_what_the_page_shows(program: Program, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "queue-worker"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m queue_worker "$@"\n')
-    script.chmod(0o755)
+    forks.script(tmp_path / "bin" / "queue-worker")
     Path("jobs.py").write_text(JOBS)
-    environment = program.environment(PATH=f"{script.parent}:{os.environ['PATH']}")
+    environment = program.environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     ran = 0
     for (kind, text), (after, shown) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True):
         if kind != "sh":
