@@ -63,7 +63,8 @@ def make_venv(directory: Path) -> Path:
 
 
 def install(python: Path, *what: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *what], check=True)
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *what]
+    subprocess.run(command, check=True)
 
 
 def ask(python: Path, code: str, where: Path) -> Any:

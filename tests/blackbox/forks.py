@@ -76,12 +76,14 @@ def run(
 
 
 _CLIENT = """#!{python} -IS
-import json, os, signal, socket, sys
+import json, os, signal, socket, sys, time
 words = sys.argv[1:]
 if words[:1] == ["demo"] or "--processes" in words or "--reload" in words:
     os.execv({python!r}, [{python!r}, "-m", "queue_worker", *words])
 with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect({place!r})
+    end = time.monotonic() + 30
+    while connection.connect_ex({place!r}) and time.monotonic() < end:
+        time.sleep(0.05)
     socket.send_fds(connection, [b"."], [0, 1, 2])
     lines = connection.makefile("rw")
     lines.write(json.dumps({{"argv": words, "env": dict(os.environ), "cwd": os.getcwd()}}) + "\\n")
