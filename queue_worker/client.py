@@ -150,6 +150,22 @@ class Queue:
             threading.Event().wait(min(pause, left))
             pause = min(pause * 1.5, _LONGEST_LOOK)
 
+    # ------------------------------------------------------------------------------------------------------- by hand
+
+    def cancel(self, msg_id: int) -> bool:
+        """Take a message out of the queue, whatever it is doing; a run of it is told (`job.cancelled`).
+
+        Returns whether it was there; it then stands in the archive as cancelled. Raises what `send` raises.
+        """
+        return self._settle("cancel", msg_id)
+
+    def complete(self, msg_id: int) -> bool:
+        """The same for a message whose work is done elsewhere: it counts as done."""
+        return self._settle("complete", msg_id)
+
+    def _settle(self, act: str, msg_id: int) -> bool:
+        return bool(self.source.call(act, {"queue": self.name, "msg_id": msg_id}).rows[0][0])
+
     # --------------------------------------------------------------------------------------------------------- fetch
 
     def fetch(self, count: int = 1, *, lease: Duration = 60) -> list[Fetched]:

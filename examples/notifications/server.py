@@ -88,15 +88,11 @@ def resize(request: Request, wanted: Resize) -> dict[str, Any]:
 @router.post("/notifications/{msg_id}/{act}")
 def settle(request: Request, msg_id: MessageId, act: str) -> dict[str, Any]:
     """Cancel a notification, or complete it by hand: `POST /notifications/7/cancel`."""
-    statements = {
-        "cancel": "select queue_worker.cancel('notifications', %s)",
-        "complete": "select queue_worker.complete('notifications', %s)",
-    }
-    if act not in statements:
+    notifications = queue(request, "notifications")
+    acts = {"cancel": notifications.cancel, "complete": notifications.complete}
+    if act not in acts:
         raise HTTPException(404, "no such page")
-    with request.app.state.pool.connection() as connection:
-        (was_there,) = connection.execute(statements[act], [msg_id]).fetchone()
-    if not was_there:
+    if not acts[act](msg_id):
         raise HTTPException(404, f"no notification {msg_id} waits or runs")
     return {"id": str(msg_id), "done": act}
 

@@ -118,3 +118,16 @@ def test_a_follow_up_that_could_not_be_sent_sends_nothing(engine: Engine) -> Non
     with pytest.raises(UsageError, match="NaN"):
         Queue("work").send_batch([{}], then=("work", {"n": float("nan")}))
     assert engine.count("queue") == 0
+
+
+def test_a_message_is_cancelled_or_completed_by_who_sent_it(engine: Engine) -> None:
+    queue = Queue("work")
+    cancelled, completed = queue.send({}), queue.send({})
+    assert queue.cancel(cancelled)
+    assert queue.complete(completed)
+    assert not queue.cancel(cancelled)
+    with pytest.raises(JobFailed, match="cancelled"):
+        queue.result(cancelled)
+    assert queue.result(completed) is None
+    with pytest.raises(QueueNotFound):
+        Queue("nowhere").complete(1)
