@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -143,17 +144,28 @@ def test_a_burst_ends_when_the_queues_are_empty_and_leaves_nothing_open(dsn: str
 
 
 def test_a_burst_does_what_its_handlers_send_to_other_queues(dsn: str, engine: Engine) -> None:
-    app = app_of(lambda job: job.send("second", {}))
+    """Also where the other queue has looked last before it was sent to, and is not woken."""
+    looked = threading.Event()
 
-    @app.processor("second")
+    def first(job: Job) -> None:
+        looked.wait(20)
+        job.send("second", {})
+
+    app = app_of(first, cycle=60)
+
+    @app.processor("second", cycle=60)
     def second(job: Job) -> None:
         job.send("third", {})
 
-    @app.processor("third")
+    @app.processor("third", cycle=60)
     def third(job: Job) -> None: ...
 
     engine.fill(1)
-    with running(dsn, app, burst=True) as worker:
+    with running(dsn, app, burst=True, notify=False) as worker:
+        wait_until(lambda: len(worker.service.workers) == 3)
+        others = [one for one in worker.service.workers if one.queue != "work"]
+        wait_until(lambda: all(one.idle for one in others))
+        looked.set()
         wait_until(lambda: worker.code is not None, 20)
     assert engine.value("select count(*) from pgmq.a_third") == 1
 
