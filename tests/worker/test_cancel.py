@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
-from queue_worker import App, Job, events
+from queue_worker import App, Job, events, lease
 from queue_worker.listening import Listening
 from tests.helpers import running, wait_until
 from tests.sql.engine import Engine
@@ -50,6 +51,32 @@ def untouched(engine: Engine) -> None:
     assert engine.value("select count(*) from queue_worker.failures") == 0
     assert (engine.count("queue"), engine.count("archive"), engine.count("dead")) == (0, 0, 0)
     assert engine.value("select count(*) from queue_worker_data.trouble") == 0
+
+
+def test_a_cancel_that_came_before_the_worker_began_to_hear_is_seen(
+    dsn: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door, jobs, hears = Door(), [], threading.Event()
+    listen = Listening.run
+    monkeypatch.setattr(Listening, "run", lambda self: hears.wait(20) and listen(self))
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 2.0)
+
+    def handle(job: Job[dict[str, Any]]) -> None:
+        jobs.append(job)
+        door.wait()
+
+    msg_id = engine.send()
+    with running(dsn, app_of(handle, lease=600)) as worker:
+        wait_until(lambda: jobs)
+        keeper = worker.service._supervisor.keeper
+        before = keeper._looked_at
+        # The tick after: that look is over, and the next one two seconds away.
+        wait_until(lambda: keeper.last_tick > keeper._looked_at != before)
+        cancel(engine, msg_id)
+        hears.set()
+        wait_until(lambda: jobs[0].cancelled)
+        door.open()
+    untouched(engine)
 
 
 def test_a_plain_handler_sees_it(dsn: str, engine: Engine, notify: bool) -> None:
