@@ -162,7 +162,7 @@ def staged(place: Path) -> Iterator[Show]:
 def main() -> None:
     """Play all scenes; the exit code is 1 if anything was not as it should be."""
     with folder("check_up") as place, staged(place) as show:
-        print(f"mails, reports and the log of the worker go to {place}")
+        print(f"mails, reports and the log of the worker go to {place} (kept where you name it: EXAMPLE_FOLDER)")
         anna = book(show, "Анна Петрова", "anna@example.com", 4990)
         transactions(show, anna)
         with worker("--app", "examples.check_up.jobs:app", log=place / "worker.log") as running:

@@ -198,7 +198,7 @@ def staged(place: Path) -> Iterator[Show]:
 def main() -> None:
     """Play all scenes; the exit code is 1 if anything was not as it should be."""
     with folder("mail_queue") as place:
-        print(f"mails and the log of the worker go to {place}")
+        print(f"mails and the log of the worker go to {place} (kept where you name it: EXAMPLE_FOLDER)")
         with staged(place) as show:
             mails(show)
             batch(show)
