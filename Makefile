@@ -26,7 +26,7 @@ help:
 	@echo "make bench     the benchmarks"
 	@echo "make pm2-start worker and API under PM2, with the settings of .env; pm2-stop, pm2-restart"
 	@echo "make example-mail_queue  and the other folders of examples/"
-	@echo "make clean     removes .venv and whatever the targets made"
+	@echo "make clean     removes .venv, .make and build files; .queue-worker, logs and .env stay"
 
 demo: .venv/.demo
 	@$(BIN)/queue-worker demo
@@ -56,6 +56,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 pm2-start: .venv/.examples $(PM2_LOCAL)
+	@$(BIN)/queue-worker migrate
 	@$(PM2) start ecosystem.config.js
 
 pm2-stop: $(PM2_LOCAL)

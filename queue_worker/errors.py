@@ -29,6 +29,13 @@ What each means:
 
 from __future__ import annotations
 
+import re
+
+# It names no SQLSTATE to a client that it does not let in.
+_LETS_NOBODY_IN = re.compile(
+    r'(database|role) "[^"]*" does not exist|password authentication failed|no pg_hba\.conf entry'
+)
+
 
 class QueueWorkerError(Exception):
     """Base of all exceptions of this package."""
@@ -62,6 +69,11 @@ class TransportError(QueueWorkerError):
 
 class TransportUnavailable(TransportError):
     """The database cannot be reached or went away in mid-call; the call may have committed."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server answers and lets nobody in with these settings: no waiting mends that."""
+        return _LETS_NOBODY_IN.search(str(self)) is not None
 
 
 class CallRefused(TransportError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 from queue_worker import events, migrate
@@ -12,11 +11,6 @@ from queue_worker.schema_name import renamed
 from queue_worker.sqlstates import OTHER_ENVIRONMENT
 from queue_worker.transport import Database, Transport
 from queue_worker.transport.rest_errors import SETTINGS
-
-# The server answers and says what no waiting mends. It names no SQLSTATE to a client that it does not let in.
-_WRONG_SETTING = re.compile(
-    r'(database|role) "[^"]*" does not exist|password authentication failed|no pg_hba\.conf entry'
-)
 
 # Not allowed, not a valid name, not supported: these stay as they are. All else, such as a lock, is waited for.
 _NEEDS_A_PERSON = ("42501", "22023", "0A000", "42883", "3F000")
@@ -54,7 +48,7 @@ def prepare(
             raise
         except TransportUnavailable as error:
             text = str(error)
-            if _WRONG_SETTING.search(text):
+            if error.refused:
                 raise ConfigError(f"the database refuses this worker: {text}; check DATABASE_URL") from None
             if text != told:
                 told = text

@@ -23,7 +23,7 @@ from queue_worker.transport import BigInts
 DeadId = Annotated[str, typer.Argument(metavar="DEAD_ID", help="Its dead_id.", show_default=False)]
 
 _CHUNK = 1000
-_UNLESS = ", unless its decorator says otherwise: QUEUE_WORKER_APP would show it here"
+_UNLESS = ", unless its decorator says otherwise: set QUEUE_WORKER_APP to see that"
 
 
 def register(app: typer.Typer) -> None:

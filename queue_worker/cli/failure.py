@@ -35,6 +35,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             found = error.exit_code, _usage(error)
         case CallRefused():
             found = _refused(error)
+        case TransportUnavailable() if error.refused:
+            found = CONFIGURATION, f"the database refuses this login: {error}; check DATABASE_URL"
         case TransportUnavailable():
             found = FAILED, f"the database cannot be reached: {error}"
         case QueueWorkerError():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -57,6 +58,13 @@ def test_an_unreachable_database_is_one_line_and_exit_1(bare: Program) -> None:
     assert done.code == 1
     assert done.line.startswith("the database cannot be reached: ")
     assert "s3cret-pass" not in done.err
+
+
+def test_a_database_that_lets_nobody_in_is_one_line_and_exit_78(bare: Program, dsn: str) -> None:
+    done = bare("status", DATABASE_URL=re.sub(r"/t_\w+", "/not_there", dsn))
+    assert done.code == 78
+    assert done.line.startswith("the database refuses this login: ")
+    assert done.line.endswith('database "not_there" does not exist; check DATABASE_URL')
 
 
 def test_a_database_without_the_schema_is_exit_78_and_names_migrate(bare: Program, empty_dsn: str) -> None:

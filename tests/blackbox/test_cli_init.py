@@ -88,7 +88,7 @@ def test_the_pm2_file_names_this_environment(bare: Program, folder: Path) -> Non
 
 
 def test_compose_builds_where_there_is_a_dockerfile(bare: Program) -> None:
-    assert "    image: queue-worker\n" in bare.ok("init", "compose", "--print").out
+    assert "    image: queue-worker  # made by" in bare.ok("init", "compose", "--print").out
     Path("Dockerfile").touch()
     assert "    build: .\n" in bare.ok("init", "compose", "--print").out
 

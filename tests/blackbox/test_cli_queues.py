@@ -91,7 +91,7 @@ def test_retry_says_how_many_and_what_they_get(dead_letters: Program, db: psycop
     done = dead_letters.ok("retry", "post", "1,3", QUEUE_WORKER_MAX_ATTEMPTS="3", QUEUE_WORKER_RETRY="5,60")
     assert done.out == (
         "2 dead letters of queue 'post' sent again: up to 3 attempts each, retries after 5, 60 s,"
-        " unless its decorator says otherwise: QUEUE_WORKER_APP would show it here\n"
+        " unless its decorator says otherwise: set QUEUE_WORKER_APP to see that\n"
     )
     assert rows(db, "select message ->> 'n' from pgmq.q_post order by 1") == [("1",), ("3",)]
     done = dead_letters("retry", "post", "1", "2")
