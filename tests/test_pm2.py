@@ -38,6 +38,10 @@ def count(db: Db, table: str) -> int:
     return int(number)
 
 
+def online(pm2: Pm2, app: str) -> bool:
+    return bool(pm2.state(app)["status"] == "online")
+
+
 def test_worker_and_api_start_survive_kill_9_and_stop_within_the_grace(pm2: Pm2, db: Db) -> None:
     pm2("start", "ecosystem.config.js")
     # PM2 has waited for both to be ready.
@@ -50,7 +54,8 @@ def test_worker_and_api_start_survive_kill_9_and_stop_within_the_grace(pm2: Pm2,
     for app in ("queue-worker", "queue-worker-api"):
         first = pm2.state(app)["pid"]
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda app=app, first=first: pm2.state(app)["pid"] not in (0, first), 30)
+        # Until it is ready: PM2 7.0 starts again what is stopped before.
+        wait_until(lambda app=app, first=first: pm2.state(app)["pid"] not in (0, first) and online(pm2, app), 30)
     db.execute("select queue_worker.send('slow', '{}')")
     wait_until(lambda: count(db, "pgmq.a_slow") == 1, 30)
 

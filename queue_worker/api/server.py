@@ -71,7 +71,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        # Not after a stop: PM2 would take what it is stopping for running, and start it again.
+        if self.started and not self.should_exit:
             self.manager.ready()
 
     async def on_tick(self, counter: int) -> bool:

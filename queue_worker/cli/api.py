@@ -39,9 +39,10 @@ def api(
         logger.warning("{}", line)
     server = _server(settings, load_app(settings.app), manager=Manager())
     _announce(server, settings)
-    # The server handles these two while it runs, and raises them once more at its end, which must be a clean exit.
+    # The server handles these two while it runs, and raises them once more at its end, which must be a clean exit. One
+    # that comes before it runs must not be lost.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: server.stop())
     if settings.otel:
         tracing.enable(export=True)
     server.run()
