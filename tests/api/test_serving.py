@@ -100,6 +100,21 @@ def test_alone_it_tells_its_process_manager_how_it_is(dsn: str) -> None:
             os.close(reader)
 
 
+def test_a_stop_right_after_its_first_line_is_not_lost(dsn: str) -> None:
+    """The server takes signals a moment after it has said where it is."""
+    with Path("api.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*COMMAND, "api"], stdout=log, stderr=log, env=Program(DATABASE_URL=dsn).environment(PORT="0")
+        )
+    try:
+        wait_until(lambda: "API and dashboard at" in read("api.log"), 20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_beside_a_worker_it_is_ready_with_its_loops_and_ends_with_them(dsn: str, engine: Engine) -> None:
     port = free_port()
     program = Program(DATABASE_URL=dsn, QUEUE_WORKER_API_TOKEN=TOKEN)
