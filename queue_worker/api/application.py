@@ -41,9 +41,13 @@ def create_api(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        parts.closing.set()
-        parts.backend.close()
+        # An application may be started again after its end.
+        parts.closing.clear()
+        try:
+            yield
+        finally:
+            parts.closing.set()
+            parts.backend.close()
 
     api = FastAPI(
         title="queue_worker",

@@ -149,6 +149,7 @@ def test_without_a_token_a_caller_from_elsewhere_is_refused_whatever_host_it_nam
     [
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 201),
@@ -212,44 +213,6 @@ def test_whoever_sends_slowly_is_not_waited_for(dsn: str, monkeypatch: pytest.Mo
             body.sendall(b"POST /api/jobs/work HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
             assert b" 408 " in body.recv(1000)
         assert client.get("/health").json() == {"status": "ok"}
-
-
-def test_a_body_that_nobody_reads_holds_no_connection(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
-    with served(dsn, token="") as client:
-        host, port = client.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), 10) as asking:
-            asking.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n")
-            assert b" 200 " in asking.recv(10_000)
-            # The first byte ends uvicorn's own patience with a connection that is kept alive.
-            asking.sendall(b"{")
-            rest = b"".join(iter(lambda: asking.recv(1000), b""))
-            assert rest in (b"", b'{"status":"ok"}')
-
-
-def test_whoever_does_not_read_its_answer_is_cut_off(dsn: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WRITE_SECONDS", 0.3)
-    engine.rows(
-        "insert into pgmq.q_work (vt, message) select now(), jsonb_build_object('x', repeat('x', 40000))"
-        " from generate_series(1, 200)"
-    )
-
-    def closed(connection: socket.socket) -> bool:
-        try:
-            connection.sendall(b"\r\n")
-        except ConnectionError:
-            return True
-        return False
-
-    with served(dsn) as client:
-        host, port = client.url.removeprefix("http://").split(":")
-        with socket.socket() as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            deaf.settimeout(10)
-            deaf.connect((host, int(port)))
-            deaf.sendall(b"GET /api/jobs/work?limit=200 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            wait_until(lambda: closed(deaf), 15)
-        assert client.get("/health").status_code == 200
 
 
 def test_answers_carry_the_headers_that_keep_a_page_safe(dsn: str) -> None:

@@ -13,8 +13,7 @@ from fastapi.responses import StreamingResponse
 from queue_worker.api.answers import ApiError
 from queue_worker.api.backend import INTERVAL
 from queue_worker.api.dashboard import shapes
-from queue_worker.api.dashboard.visitor import Looks
-from queue_worker.api.guard import Parts
+from queue_worker.api.dashboard.visitor import Looks, Visitor
 
 _STEP = 0.25
 """Seconds between two looks at whether the server stops."""
@@ -25,12 +24,14 @@ router = APIRouter(include_in_schema=False)
 @router.get("/events")
 def events(who: Looks) -> StreamingResponse:
     """Return a stream: `state` with the cells of all cards, `down` while the database is away."""
-    return StreamingResponse(_stream(who.parts), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return StreamingResponse(_stream(who), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _stream(parts: Parts) -> AsyncIterator[str]:
+async def _stream(who: Visitor) -> AsyncIterator[str]:
+    parts = who.parts
     yield "retry: 3000\n\n"
-    while not parts.closing.is_set():
+    # A session that ended shows nothing more: its page connects again, and is refused.
+    while not parts.closing.is_set() and who.lasts():
         try:
             found = await asyncio.to_thread(parts.backend.snapshot)
             yield _event("state", state(found))
