@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -53,6 +53,8 @@ class Parts:
     app: App
     closing: threading.Event
     """Set when the server stops: streams end."""
+    pages: set[object] = field(default_factory=set)
+    """Of the live pages that are open, one each."""
 
 
 class _Refused(Exception):
