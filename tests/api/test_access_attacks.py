@@ -151,17 +151,20 @@ def test_an_api_that_is_served_again_has_live_pages_again(dsn: str) -> None:
 
 
 def test_live_pages_leave_connections_to_others(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "PAGES", 2, raising=False)
+    monkeypatch.setattr(live, "PAGES", 2)
 
     def opened(client: Client, pages: contextlib.ExitStack) -> bool:
         answer = pages.enter_context(client.stream("GET", "/events"))
-        return next(answer.iter_lines()) == "retry: 3000"
+        lines = answer.iter_lines()
+        # It is closed with what reads it.
+        pages.callback(lines.close)
+        return next(lines) == "retry: 3000"
 
     with served(dsn) as client, contextlib.ExitStack() as all_pages:
         assert opened(client, all_pages)
         with contextlib.ExitStack() as second:
             assert opened(client, second)
-            refused = client.get("/events")
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "3")
+            with client.stream("GET", "/events") as refused:
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "3")
             assert client.get("/health").status_code == 200
         wait_until(lambda: opened(client, all_pages))
