@@ -54,6 +54,8 @@ def create_api(
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        # It would name the Host of the request, and http:// behind a proxy with TLS.
+        redirect_slashes=False,
         # Their pages load scripts from elsewhere, which our Content-Security-Policy forbids.
         docs_url=None,
         redoc_url=None,

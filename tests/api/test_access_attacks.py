@@ -168,3 +168,9 @@ def test_live_pages_leave_connections_to_others(dsn: str, monkeypatch: pytest.Mo
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "3")
             assert client.get("/health").status_code == 200
         wait_until(lambda: opened(client, all_pages))
+
+
+def test_no_answer_leads_to_a_host_that_the_caller_named(guarded: Client) -> None:
+    for method, path in (("POST", "/api/queues/work/purge/"), ("GET", "/login/"), ("GET", "/api/queues/")):
+        answer = guarded.request(method, path, headers={"Host": "evil.example"})
+        assert (answer.status_code, answer.headers.get("location")) == (404, None), path
