@@ -39,13 +39,22 @@ _EMBEDDED = tuple(
     # IPv4 in disguise: mapped, compatible, local NAT64, Teredo, 6to4.
     for text in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
 )
-_SHARED = ipaddress.IPv4Network("100.64.0.0/10")
+_RESERVED = tuple(
+    map(
+        ipaddress.ip_network,
+        # Shared, protocol assignments, a former relay, documentation: Python's lists know these in late versions only.
+        ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "3fff::/20"),
+    )
+)
 _PRIVATE = tuple(
     map(
         ipaddress.ip_network,
         ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "::1/128", "fc00::/7"),
     )
 )
+
+_CREDENTIALS = tuple(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254", "fd20:ce::254")))
+"""Where clouds keep credentials, outside of link-local: Alibaba, AWS, Google."""
 
 
 class Refused(Exception):
@@ -132,7 +141,7 @@ def is_public(address: Address) -> bool:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
         if any(address in network for network in _EMBEDDED) or address.is_site_local:
             return False
-    elif address in _SHARED:
+    if any(address in network for network in _RESERVED):
         return False
     return address.is_global and not (
         address.is_multicast or address.is_reserved or address.is_loopback or address.is_link_local
@@ -141,8 +150,8 @@ def is_public(address: Address) -> bool:
 
 
 def _may_be_allowed(address: Address) -> bool:
-    """Whether `allow_private` is about an address. Not link-local: that is where clouds keep their credentials."""
-    return any(address in network for network in _PRIVATE)
+    """Whether `allow_private` is about an address. Not where clouds keep credentials: link-local, and some others."""
+    return address not in _CREDENTIALS and any(address in network for network in _PRIVATE)
 
 
 def _canonical(host: str) -> bool:
@@ -213,16 +222,22 @@ class _Streams:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: list[Any] = []
+        self._over = False
 
     def note(self, event: str, info: dict[str, Any]) -> None:
         """Take what httpcore's trace tells."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             with self._lock:
                 self._open.append(info["return_value"])
+                over = self._over
+            if over:
+                # It came up while the time ran out.
+                self.cut()
 
     def cut(self) -> None:
         """End every read and write under way: a server that sends a byte now and then would never time out."""
         with self._lock:
+            self._over = True
             for stream in self._open:
                 with suppress(OSError, AttributeError):
                     stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)

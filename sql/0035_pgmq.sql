@@ -107,11 +107,14 @@ begin
             execute pg_catalog.format('drop table if exists pgmq.%I', 'a_' || drop_queue.queue);
             delete from pgmq.meta m where m.queue_name = drop_queue.queue;
         end if;
+        -- Its numbers go, too; nobody may add them up meanwhile.
+        perform pg_catalog.pg_advisory_xact_lock(1903521, pg_catalog.hashtext('queue_worker_data.tally'));
     exception when lock_not_available then
         perform queue_worker_data.busy(drop_queue.queue);
     end;
     perform queue_worker_data.forget(drop_queue.queue, null);
-    foreach companion in array array['queues', 'limits', 'unique_keys'] loop
+    foreach companion in array array['queues', 'limits', 'unique_keys', 'tally', 'minutes', 'totals', 'timings',
+                                     'counts'] loop
         if pg_catalog.to_regclass('queue_worker_data.' || companion) is not null then
             execute pg_catalog.format('delete from queue_worker_data.%I c where c.queue = $1', companion)
                 using drop_queue.queue;
@@ -200,6 +203,76 @@ begin
              for update skip locked))',
         'q_' || prune.queue) using prune.queue;
     return gone;
+end $$;
+
+
+-- ---------------------------------------------------------------------------------------------------- numbers
+
+-- See 0031.
+create or replace function queue_worker_data.fold_tally(max_count int default 100000) returns bigint
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+    bounds constant double precision[] := queue_worker_data.pickup_bounds();
+    taken bigint;
+begin
+    if not pg_catalog.pg_try_advisory_xact_lock(1903521, pg_catalog.hashtext('queue_worker_data.tally')) then
+        return 0;
+    end if;
+    with gone as (
+        delete from queue_worker_data.tally t
+        where t.tally_id = any (array(select x.tally_id from queue_worker_data.tally x order by x.tally_id limit max_count))
+        returning t.queue, pg_catalog.date_trunc('minute', t.at) as minute, t.done, t.retried, t.dead, t.lost, t.pickups),
+    picked as (
+        select g.queue, pg_catalog.width_bucket(p.seconds, bounds) as bucket, count(*) as n,
+               sum(p.seconds::double precision) as total  -- a sum of reals would be a real: 7 digits
+        from gone g, pg_catalog.unnest(g.pickups) p (seconds) group by g.queue, 2),
+    timed as (
+        select queue_worker_data.add_timings(q.queue, 'pickup', bounds, array(
+                   select coalesce(p.n, 0) from pg_catalog.generate_series(0, pg_catalog.cardinality(bounds)) b (bucket)
+                   left join picked p on p.queue = q.queue and p.bucket = b.bucket order by b.bucket), q.total)
+        from (select p.queue, sum(p.total) as total from picked p group by p.queue) q),
+    sums as (
+        select g.queue, g.minute, count(*) as taken, sum(g.done) as done, sum(g.retried) as retried,
+               sum(g.dead) as dead, sum(g.lost) as lost
+        from gone g group by g.queue, g.minute),
+    ended as (select s.* from sums s where s.done + s.retried + s.dead + s.lost > 0),
+    kept as (
+        insert into queue_worker_data.minutes as m (queue, minute, done, retried, dead, lost)
+        select s.queue, s.minute, s.done, s.retried, s.dead, s.lost from ended s
+        on conflict (queue, minute) do update set done = m.done + excluded.done, retried = m.retried + excluded.retried,
+            dead = m.dead + excluded.dead, lost = m.lost + excluded.lost),
+    total as (
+        insert into queue_worker_data.totals as o (queue, done, retried, dead, lost)
+        select s.queue, sum(s.done), sum(s.retried), sum(s.dead), sum(s.lost) from ended s group by s.queue
+        on conflict (queue) do update set done = o.done + excluded.done, retried = o.retried + excluded.retried,
+            dead = o.dead + excluded.dead, lost = o.lost + excluded.lost)
+    -- A SELECT in WITH runs only where it is read.
+    select coalesce((select sum(s.taken) from sums s), 0) + 0 * (select count(*) from timed) into taken;
+    delete from queue_worker_data.minutes m where m.minute < pg_catalog.clock_timestamp() - interval '7 days';
+    -- A queue that plain pgmq drops takes its numbers along. Workers bring some later than its last run.
+    with dropped as (
+        delete from queue_worker_data.totals o
+        where not exists (select from pgmq.meta m where m.queue_name = o.queue) returning o.queue)
+    delete from queue_worker_data.minutes m using dropped d where m.queue = d.queue;
+    delete from queue_worker_data.timings t where not exists (select from pgmq.meta m where m.queue_name = t.queue);
+    delete from queue_worker_data.counts c
+        where c.queue <> '' and not exists (select from pgmq.meta m where m.queue_name = c.queue);
+    return taken;
+end $$;
+
+create or replace function queue_worker_data.count_settled(
+    queue text, done int default 0, retried int default 0, dead int default 0, lost int default 0)
+returns void
+language plpgsql set search_path = '' as $$
+begin
+    insert into queue_worker_data.tally (queue, done, retried, dead, lost)
+        values (count_settled.queue, count_settled.done, count_settled.retried, count_settled.dead, count_settled.lost);
+    -- Whoever only fetches by hand sends no heartbeat, which folds otherwise.
+    -- Where the transaction sees an older state, what another one has added up by now would be an error (40001).
+    if pg_catalog.random() < 0.0005 and pg_catalog.current_setting('transaction_isolation') = 'read committed' then
+        perform queue_worker_data.fold_tally();
+    end if;
 end $$;
 
 call queue_worker_data.lock_down();

@@ -47,6 +47,7 @@ class Access:
         known = b"".join(digest for _, digest in self._digests)
         self._key = hmac.digest(known, b"session", "sha256") if known else secrets.token_bytes(32)
         self._wrong: dict[str, list[float]] = {}
+        self._ended: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -75,10 +76,21 @@ class Access:
         body, _, signature = cookie.rpartition(".")
         if not hmac.compare_digest(_digest(self._sign(body)), _digest(signature)):
             return None
-        role, end, _ = body.split(".")
-        if int(end) < time.time() or role not in ("reader", "operator"):
+        role, end, name = (body.split(".") + [""] * 3)[:3]
+        # The key signs what forms send along, too: that is no session.
+        if role not in ("reader", "operator") or int(end) < time.time() or name in self._ended:
             return None
         return role  # type: ignore[return-value]
+
+    def end_session(self, cookie: str) -> None:
+        """Let a session end before its time: in this process, other processes with the same tokens do not know."""
+        if self.role_of_session(cookie) is None:
+            return
+        _, end, name, _ = cookie.split(".")
+        with self._lock:
+            now = time.time()
+            kept = {one: until for one, until in self._ended.items() if until >= now} | {name: int(end)}
+            self._ended = dict(list(kept.items())[-_CALLERS_REMEMBERED:])
 
     def csrf(self, cookie: str) -> str:
         """Return what forms of the session must send along; another site cannot know it."""

@@ -41,15 +41,21 @@ def create_api(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        parts.closing.set()
-        parts.backend.close()
+        # An application may be started again after its end.
+        parts.closing.clear()
+        try:
+            yield
+        finally:
+            parts.closing.set()
+            parts.backend.close()
 
     api = FastAPI(
         title="queue_worker",
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        # It would name the Host of the request, and http:// behind a proxy with TLS.
+        redirect_slashes=False,
         # Their pages load scripts from elsewhere, which our Content-Security-Policy forbids.
         docs_url=None,
         redoc_url=None,

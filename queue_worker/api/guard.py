@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -53,6 +53,8 @@ class Parts:
     app: App
     closing: threading.Event
     """Set when the server stops: streams end."""
+    pages: set[object] = field(default_factory=set)
+    """Of the live pages that are open, one each."""
 
 
 class _Refused(Exception):
@@ -113,7 +115,7 @@ class Guard:
             site = headers.get("sec-fetch-site")
             origin = headers.get("origin")
             if site not in (None, "same-origin", "none") or (
-                site is None and origin is not None and urlsplit(origin).netloc != host
+                site is None and origin is not None and _netloc(origin) != host
             ):
                 raise _Refused(403, "the request comes from another site")
         length = headers.get("content-length", "")
@@ -176,6 +178,14 @@ def _from_this_machine(scope: Scope, headers: Headers) -> bool:
     """Whether a request began on this machine, as far as it shows: a proxy passes on those of others."""
     client = scope.get("client")
     return (not client or is_loopback(client[0])) and not any(name in headers for name in _FORWARDED)
+
+
+def _netloc(origin: str) -> str | None:
+    """Return the host of an Origin with its port; None for what is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str:

@@ -13,7 +13,7 @@ from queue_worker.api.access import Operator, Reader
 from queue_worker.api.answers import ApiError, Data, Sent, SentBatch, documented, plain
 from queue_worker.api.backend import Backend
 from queue_worker.api.guard import Parts
-from queue_worker.api.values import Limit, MessageId, QueueName, json_body, number, redacted
+from queue_worker.api.values import MAX_DEPTH, Limit, MessageId, QueueName, deeper, json_body, number, redacted
 from queue_worker.errors import InvalidPayload, UsageError
 from queue_worker.sending import UniqueMode, UniqueScope, json_text, payload_of, sql_options, to_json_data
 from queue_worker.transport import JsonArray
@@ -139,19 +139,26 @@ def _item(parts: Parts, queue: str, one: Any, place: int, general: dict[str, Any
 def list_messages(
     queue: QueueName,
     parts: Given,
-    _: Reader,
+    found: Reader,
     state: Annotated[State, Query(description="Which ones")] = "waiting",
     limit: Limit = 50,
     contains: Annotated[str | None, Query(description="JSON that the payload or headers contain")] = None,
 ) -> Data:
     """List messages with their payloads redacted; dead letters have a route of their own."""
     parts.backend.check_queue(queue)
-    return Data(data=find(parts.backend, queue, state, limit, contains))
+    return Data(data=find(parts.backend, queue, state, limit, contains, may=found == "operator"))
 
 
-def find(backend: Backend, queue: str, state: str | None, limit: int, contains: str | None) -> list[dict[str, Any]]:
-    """Return messages of a queue, redacted; `contains`: a JSON object as text. Raises ApiError."""
+def find(
+    backend: Backend, queue: str, state: str | None, limit: int, contains: str | None, *, may: bool
+) -> list[dict[str, Any]]:
+    """Return messages of a queue, redacted; `contains`: a JSON object as text. Raises ApiError.
+
+    `may`: also by what is redacted. Whoever sees only `***` could try values until one is found.
+    """
     wanted = _wanted(contains)
+    if not may and redacted(wanted) != wanted:
+        raise ApiError(403, "this token is read-only: what is redacted for it cannot be searched")
     if state == "completed":
         rows = backend.rows("archived", queue=queue, max_count=limit, contains=wanted)
     else:
@@ -168,6 +175,12 @@ def _wanted(contains: str | None) -> Any:
         raise ApiError(422, 'contains must be a JSON object, such as {"user_id": 7}') from None
     if not isinstance(found, dict):
         raise ApiError(422, 'contains must be a JSON object, such as {"user_id": 7}')
+    if deeper(found, MAX_DEPTH):
+        raise ApiError(422, f"contains is nested deeper than {MAX_DEPTH} levels")
+    try:
+        json_text(found, "contains")
+    except UsageError as error:
+        raise ApiError(422, str(error)) from None
     return found
 
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from queue_worker.processor import App
 
 HEADER_SECONDS = 10.0
-"""How long the head of a request may take to arrive."""
+"""How long the head of a request may take to arrive, and the rest of a body that nobody reads."""
+
+WRITE_SECONDS = 30.0
+"""How long a client may leave what is sent to it unread."""
 
 _AT_ONCE = 200
 _GRACE = 5
@@ -32,9 +35,13 @@ _ALIVE_TICKS = 50
 
 
 class _Impatient(H11Protocol):
-    """Closes a connection whose request does not begin: uvicorn waits for the head of a request without end."""
+    """Closes a connection that takes a place and does nothing; uvicorn waits for each of these without end.
+
+    A request that does not begin, a body that goes on after its answer, and an answer that nobody reads.
+    """
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -44,13 +51,34 @@ class _Impatient(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._unread):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
+    def _waits(self) -> bool:
+        return self.conn.their_state is h11.IDLE or (
+            self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+        )
+
     def _watch(self) -> None:
-        waiting = self.conn.their_state is h11.IDLE
+        waiting = self._waits()
         if waiting and self._timer is None:
             self._timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
         elif not waiting and self._timer is not None:
@@ -59,7 +87,7 @@ class _Impatient(H11Protocol):
 
     def _give_up(self) -> None:
         self._timer = None
-        if self.conn.their_state is h11.IDLE:
+        if self._waits():
             self.transport.close()
 
 

@@ -9,9 +9,10 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from psycopg import pq
+from psycopg import DataError, pq
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
+from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 from psycopg.types.json import Jsonb, set_json_loads
 
 from queue_worker.transport import BigInts, Ints, JsonArray, Stamps
@@ -30,6 +31,27 @@ class _StampLoader(Loader):
 
     def load(self, data: Buffer) -> Stamp:
         return Stamp(data)
+
+
+class _TextLoader(TimestamptzLoader):
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except DataError:
+            return _end_of_time(bytes(data).startswith(b"-") or bytes(data).endswith(b"BC"))
+
+
+class _BinaryLoader(TimestamptzBinaryLoader):
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except DataError:
+            return _end_of_time(bytes(data)[0] > 127)
+
+
+def _end_of_time(past: bool) -> datetime:
+    """Return what stands for a time that Python cannot hold, such as infinity: a list shows the other rows too."""
+    return datetime(1 if past else 9999, 1, 1, tzinfo=UTC)
 
 
 class _StampDumper(Dumper):
@@ -95,6 +117,9 @@ def register(context: AdaptContext, *, receipts: bool) -> None:
         adapters.register_dumper(kind, dumper)
     if receipts:
         adapters.register_loader(_TIMESTAMPTZ, _StampLoader)
+    else:
+        adapters.register_loader(_TIMESTAMPTZ, _TextLoader)
+        adapters.register_loader(_TIMESTAMPTZ, _BinaryLoader)
     set_json_loads(load_json, context=context)
 
 

@@ -214,3 +214,50 @@ def test_a_dropped_queue_takes_its_numbers_along(db: psycopg.Connection[Any], en
         assert db.execute(f"select count(*) from queue_worker_data.{table}").fetchone() == (0,), table
     db.execute("select queue_worker.create_queue('work')")
     assert overview(db)["completed"] == 0
+
+
+def test_what_a_worker_brings_after_a_queue_was_dropped_is_dropped_too(
+    db: psycopg.Connection[Any], engine: Engine
+) -> None:
+    # Claimed and never settled: it has no totals.
+    engine.fill(2)
+    engine.take(2)
+    heartbeat(db)
+    db.execute("select pgmq.drop_queue('work')")
+    late = """select queue_worker.record_timings('[{"queue": "work", "bounds": [1], "counts": [1, 0], "total": 1}]',
+        '[{"name": "lost_leases", "queue": "work", "count": 1}]')"""
+    db.execute(late)
+    heartbeat(db)
+    for table in ("timings", "counts"):
+        assert db.execute(f"select count(*) from queue_worker_data.{table}").fetchone() == (0,), table
+
+
+def test_a_queue_that_is_dropped_and_made_at_once_counts_from_nothing(
+    db: psycopg.Connection[Any], engine: Engine
+) -> None:
+    engine.fill(4)
+    engine.settle(engine.take(2))
+    heartbeat(db)
+    engine.settle(engine.take(2))
+    db.execute("select queue_worker.drop_queue('work')")
+    db.execute("select queue_worker.create_queue('work')")
+    heartbeat(db)
+    assert overview(db)["completed"] == 0
+    assert overview(db)["history"] == []
+    assert db.execute("select count(*) from queue_worker.list_timings()").fetchone() == (0,)
+
+
+def test_a_settle_in_a_transaction_with_an_older_view_never_fails_over_counters(
+    dsn: str, db: psycopg.Connection[Any], engine: Engine
+) -> None:
+    engine.fill(1)
+    engine.settle(engine.take(1))
+    with psycopg.connect(dsn, autocommit=True) as handler:
+        handler.execute("begin isolation level repeatable read")
+        assert handler.execute("select count(*) from queue_worker_data.tally").fetchone() != (0,)
+        heartbeat(db)
+        # So often that it would have added up at least once.
+        handler.execute("select setseed(0.5)")
+        handler.execute("select queue_worker_data.count_settled('work', done => 1) from generate_series(1, 20000)")
+        handler.execute("commit")
+    assert overview(db)["completed"] == 20001

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trustme
+from httpcore._backends.sync import SyncStream
 
 from queue_worker import safe_http
 from queue_worker.config import load_settings
@@ -30,7 +31,7 @@ INSIDE = (
     "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "169.254.169.254", "224.0.0.1",
     "240.0.0.1", "255.255.255.255", "198.18.0.1", "192.0.2.1", "fd00::1", "fe80::1", "fec0::1", "ff02::1",
     "2001:db8::1", "2001::1", "2002:a00:1::", "64:ff9b::a00:1", "64:ff9b:1::1", "::ffff:8.8.8.8", "::ffff:0:a00:1",
-    "::10.0.0.1",
+    "::10.0.0.1", "192.0.0.192", "192.88.99.1", "3fff::1",
 )  # fmt: skip
 
 
@@ -55,7 +56,19 @@ def test_servers_on_the_internet_are_public(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["169.254.169.254", "0.0.0.0", "224.0.0.1", "[::ffff:127.0.0.1]", "127.1", "[fe80::1]"]
+    "host",
+    [
+        "169.254.169.254",
+        "0.0.0.0",
+        "224.0.0.1",
+        "[::ffff:127.0.0.1]",
+        "127.1",
+        "[fe80::1]",
+        "100.100.100.200",
+        "[fd00:ec2::254]",
+        "[fd20:ce::254]",
+        "192.0.0.192",
+    ],
 )
 def test_what_even_allow_private_leaves_closed(host: str) -> None:
     with Hooks() as hooks:
@@ -162,6 +175,15 @@ def test_an_answer_that_drips_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         hooks.write = drip
         with pytest.raises(Failed, match="connection failed"):
             safe_http.post(hooks.url, BODY, allow_private=True)
+
+
+def test_a_connection_that_comes_up_as_its_time_runs_out_is_cut() -> None:
+    streams = safe_http._Streams()
+    streams.cut()
+    near, far = socket.socketpair()
+    with near, far:
+        streams.note("connection.connect_tcp.complete", {"return_value": SyncStream(near)})
+        assert far.recv(1) == b""
 
 
 def test_the_environment_names_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from queue_worker.api.dashboard.pages import TYPED, confirm, show_dead, show_mes
 from queue_worker.api.dashboard.visitor import Acts, Looks
 from queue_worker.api.dead import edit_dead
 from queue_worker.api.values import MAX_DEPTH, deeper, number
+from queue_worker.errors import UsageError
+from queue_worker.sending import json_text
 
 router = APIRouter(include_in_schema=False)
 
@@ -92,7 +94,13 @@ def _payload(text: str) -> dict[str, Any] | str:
         return f"This is no JSON: {error}"
     if not isinstance(found, dict):
         return "A payload is a JSON object: {...}"
-    return f"It is nested deeper than {MAX_DEPTH} levels." if deeper(found, MAX_DEPTH) else found
+    if deeper(found, MAX_DEPTH):
+        return f"It is nested deeper than {MAX_DEPTH} levels."
+    try:
+        json_text(found, "the payload")
+    except UsageError as error:
+        return f"It cannot be stored: {error}"
+    return found
 
 
 @router.post("/schedules")
@@ -110,6 +118,8 @@ def on_schedule(acts: Acts) -> Response:
 @router.post("/logout")
 def logout(who: Looks) -> Response:
     """End the session of this browser; harmless, so that it asks for no more than the session."""
+    if who.cookie:
+        who.parts.access.end_session(who.cookie)
     answer = RedirectResponse(f"{who.root}/login", 303)
     answer.delete_cookie(COOKIE, path=who.root or "/", secure=True, httponly=True, samesite="strict")
     return answer

@@ -73,6 +73,10 @@ class Visitor:
         """Whether the visitor may change something."""
         return self.role == "operator"
 
+    def lasts(self) -> bool:
+        """Whether the session that the visitor came with, if any, is still one."""
+        return not self.cookie or self.parts.access.role_of_session(self.cookie) is not None
+
     def page(self, template: str, code: int = 200, **values: Any) -> HTMLResponse:
         """Return a page made of a template."""
         word = self.request.query_params.get("notice", "")
