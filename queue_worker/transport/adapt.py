@@ -9,6 +9,7 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 from psycopg import DataError, pq
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
@@ -50,8 +51,11 @@ class _BinaryLoader(TimestamptzBinaryLoader):
 
 
 def _end_of_time(past: bool) -> datetime:
-    """Return what stands for a time that Python cannot hold, such as infinity: a list shows the other rows too."""
-    return datetime(1 if past else 9999, 1, 1, tzinfo=UTC)
+    """Return what stands for a time that Python cannot hold, such as infinity: a list shows the other rows too.
+
+    A day from the ends of what Python holds, so that it can be shown in any time zone.
+    """
+    return datetime(1, 1, 2, tzinfo=UTC) if past else datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class _StampDumper(Dumper):
@@ -117,10 +121,14 @@ def register(context: AdaptContext, *, receipts: bool) -> None:
         adapters.register_dumper(kind, dumper)
     if receipts:
         adapters.register_loader(_TIMESTAMPTZ, _StampLoader)
-    else:
-        adapters.register_loader(_TIMESTAMPTZ, _TextLoader)
-        adapters.register_loader(_TIMESTAMPTZ, _BinaryLoader)
     set_json_loads(load_json, context=context)
+
+
+def bear_odd_times(cursor: psycopg.Cursor[Any]) -> None:
+    """Let one cursor, for a call of ours, read times that Python cannot hold; a user's own statements fail at them."""
+    if cursor.adapters.get_loader(_TIMESTAMPTZ, pq.Format.BINARY) is not _StampLoader:
+        cursor.adapters.register_loader(_TIMESTAMPTZ, _TextLoader)
+        cursor.adapters.register_loader(_TIMESTAMPTZ, _BinaryLoader)
 
 
 def to_sql(value: Any) -> Any:

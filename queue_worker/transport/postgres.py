@@ -19,7 +19,7 @@ from queue_worker.errors import CallRefused, ConfigError, TransportError, Transp
 from queue_worker.schema_name import current, renamed, renamed_arguments
 from queue_worker.sqlstates import server_trouble
 from queue_worker.transport import Rows
-from queue_worker.transport.adapt import register, to_sql
+from queue_worker.transport.adapt import bear_odd_times, register, to_sql
 
 POOLER_PORT = 6543
 """Supabase's transaction pooler; see its guide "Connect to your database"."""
@@ -106,6 +106,7 @@ def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
 def run(connection: psycopg.Connection[Any], function: str, params: Mapping[str, Any]) -> Rows:
     """Call a function on an open connection, inside whatever transaction that has; raises psycopg's errors."""
     with connection.cursor(binary=True) as cursor:
+        bear_odd_times(cursor)
         cursor.execute(statement(function, tuple(params)), arguments(renamed_arguments(function, params)))
         if cursor.description is None:
             return Rows()
