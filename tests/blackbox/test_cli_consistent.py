@@ -96,5 +96,5 @@ def test_show_says_that_a_redriven_message_has_a_new_id(run: Run, db: psycopg.Co
         " values ('post', 77, '{}', 3, 'attempts', 'x', now())"
     )
     said = run("retry", "post")
-    assert "QUEUE_WORKER_APP would show it" in said
+    assert "set QUEUE_WORKER_APP to see" in said
     assert "`retry` sent it again under a new id" in run("show", "post", "77", code=2)
