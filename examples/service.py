@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from examples.stage import until
+from examples import serving
+from examples.serving import Program
 from queue_worker.cli import run
-
-ROOT = Path(__file__).resolve().parents[1]
 
 _OURS = ("QUEUE_WORKER_", "SMTP_", "DB_", "SUPABASE_", "STRIPE_", "RESEND_")
 
@@ -57,50 +54,9 @@ def command(*arguments: str) -> int:
     return run(arguments)
 
 
-class Worker:
-    """A worker that runs; `log` is the file that it writes."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process = process
-        self.log = log
-
-    def says(self, pattern: str) -> str:
-        """Wait until a line of its log matches; returns the first group, or all that matched."""
-
-        def found() -> re.Match[str] | None:
-            match = re.search(pattern, self.log.read_text())
-            if match is None and self._process.poll() is not None:
-                sys.exit(f"the worker ended:\n{self.log.read_text()}")
-            return match
-
-        match: re.Match[str] = until(found, f"{pattern!r} in {self.log}")
-        return match[1] if match.groups() else match[0]
-
-    def stop(self) -> int:
-        """Stop it as a process manager does; returns its exit code."""
-        self._process.terminate()
-        return self._process.wait(30)
-
-
 @contextmanager
-def worker(*arguments: str, log: Path) -> Iterator[Worker]:
-    """Run `queue-worker start` with these arguments while the block runs; it ends with this process in any case."""
+def worker(*arguments: str, log: Path) -> Iterator[Program]:
+    """Run `queue-worker start` with these arguments while the block runs, with its line above."""
     print(f"$ queue-worker start {shlex.join(arguments)}", flush=True)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            # This module is `queue-worker start`, and ends when what it reads ends: also where this process is killed.
-            [sys.executable, "-m", "queue_worker.demo_worker", *arguments],
-            stdin=subprocess.PIPE, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,
-        )  # fmt: skip
-    running = Worker(process, log)
-    try:
-        running.says(r" ready version=\S+")
+    with serving.worker(*arguments, log=log) as running:
         yield running
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        if process.stdin is not None:
-            process.stdin.close()

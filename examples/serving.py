@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -33,13 +33,16 @@ class Program:
         return self._output.read_text()
 
     def wait_for(self, pattern: str | re.Pattern[str], seconds: float = 60.0) -> str:
-        """Wait until it has written a text that fits, and return that; ends the example where it does not."""
+        """Wait until it has written a text that fits, and return it (its first group, where it has one).
+
+        Ends the example where that does not come.
+        """
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.log())):
             if self._process.poll() is not None or time.monotonic() > end:
                 sys.exit(f"no {pattern} in the output of a program:\n{self.log()}")
             time.sleep(0.02)
-        return found[0]
+        return found[1] if found.re.groups else found[0]
 
     def url(self) -> str:
         """Wait until it says where it serves, and return that."""
@@ -54,8 +57,11 @@ class Program:
 
     def kill(self) -> None:
         """End it, however it is."""
-        self._process.kill()
+        if self._process.poll() is None:
+            self._process.kill()
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -66,24 +72,42 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def beside(*arguments: str, log: Path, variables: Mapping[str, str], folder: Path | None = None) -> Iterator[Program]:
+    """Run `python arguments` while the block runs, with these variables alone; what it prints goes to `log`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=folder, env=dict(variables),
+            start_new_session=True,
+        )  # fmt: skip
+    program = Program(process, log)
+    try:
+        yield program
+    finally:
+        program.kill()
+
+
+@contextlib.contextmanager
 def running(*arguments: str, **variables: str) -> Iterator[Program]:
     """Run `python arguments` beside the block, in an empty folder, so that it reads no `.env` and leaves nothing."""
-    with tempfile.TemporaryDirectory(prefix="example-") as folder:
-        output = Path(folder) / "output.log"
-        with output.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=folder,
-                env=environment(**variables),
-            )
-        program = Program(process, output)
-        try:
+    with tempfile.TemporaryDirectory(prefix="example-") as place:
+        folder = Path(place)
+        with beside(
+            *arguments, log=folder / "output.log", variables=environment(**variables), folder=folder
+        ) as program:
             yield program
-        finally:
-            program.kill()
+
+
+@contextlib.contextmanager
+def worker(*arguments: str, log: Path) -> Iterator[Program]:
+    """Run `queue-worker start` with this process's own variables and folder while the block runs.
+
+    Its module is the command, and ends when what it reads ends: also where this process is killed.
+    """
+    variables = {**os.environ, "PYTHONPATH": environment()["PYTHONPATH"]}
+    with beside("-m", "queue_worker.demo_worker", *arguments, log=log, variables=variables) as program:
+        program.wait_for(r" ready version=\S+")
+        yield program
 
 
 def call(*arguments: str, **variables: str) -> tuple[int, str]:

@@ -18,15 +18,11 @@ from queue_worker.platforms import require_posix
 
 _TEMPLATES = Path(__file__).parent / "templates" / "deploy"
 
-KINDS = ("pm2", "systemd", "compose")
-"""Who can run it."""
-
-NEXT = {
+_NEXT = {
     "pm2": "next: pm2 start ecosystem.config.js",
     "systemd": "next: sudo cp {files} /etc/systemd/system/ && sudo systemctl enable --now {enable}",
     "compose": "next: docker compose up -d",
 }
-"""What to do with the files, see `next_step`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ class Place:
 
 
 def render(kind: str, place: Place) -> dict[str, str]:
-    """Return the files of `kind` (see KINDS) for `place`, by name; raises UsageError for a path they cannot hold."""
+    """Return the files of `kind`, pm2, systemd or compose, by name; raises UsageError for a path they cannot hold."""
     if kind == "systemd":
         if re.search(r"[\x00-\x1f\x7f]", f"{place.folder}{place.program}"):
             raise UsageError("systemd allows no control characters in paths: move the folder")
@@ -70,7 +66,7 @@ def render(kind: str, place: Place) -> dict[str, str]:
 def next_step(kind: str, files: dict[str, str]) -> str:
     """Return the line that says what to do with what `render` has returned."""
     enable = [name.removesuffix(".service") for name in files if "@" not in name]
-    return NEXT[kind].format(files=" ".join(files), enable=" ".join(enable))
+    return _NEXT[kind].format(files=" ".join(files), enable=" ".join(enable))
 
 
 def _units(place: Place) -> Iterator[tuple[str, str]]:

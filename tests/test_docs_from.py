@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from typing import Any
 
 import psycopg
 import pytest
-import typer
 
-from queue_worker.cli import program
 from tests.other_systems import GRAPHILE, PGBOSS, RIVER
 from tests.pages import ROOT, blocks
 
@@ -219,36 +216,3 @@ def test_a_loop_of_another_role_sees_nothing_after_the_take_over_until_it_is_a_m
         looped.execute("reset role")
         for role in (shop, old):
             looped.execute(f"drop owned by {role}; drop role {role}")
-
-
-@pytest.mark.parametrize("page", sorted(path.name for path in FOLDER.glob("*.md")))
-def test_links_lead_to_files_and_headings(page: str) -> None:
-    text = (FOLDER / page).read_text()
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
-    assert links
-    for link in links:
-        if "://" in link:
-            continue
-        name, _, heading = link.partition("#")
-        target = (FOLDER / (name or page)).resolve()
-        assert target.exists(), link
-        if heading:
-            found = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
-            assert heading in [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in found], link
-
-
-@pytest.mark.parametrize("page", sorted(path.name for path in FOLDER.glob("*.md")))
-def test_every_command_and_option_exists(page: str) -> None:
-    every: Any = typer.main.get_command(program.root)
-    text = (FOLDER / page).read_text()
-    shell = [line for one in blocks(FOLDER / page) if one.kind == "sh" for line in one.text.splitlines()]
-    spans = re.findall(r"`(queue-worker [^`]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M))
-    lines = [line.split()[1:] for line in (*shell, *spans) if line.startswith("queue-worker ")]
-    assert lines
-    for words in lines:
-        command, rest = every, list(words)
-        while hasattr(command, "commands"):
-            assert rest[0] in command.commands, words
-            command = command.commands[rest.pop(0)]
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        assert {word for word in words if word.startswith("--")} <= known, words

@@ -17,6 +17,7 @@ from queue_worker.cli import program
 from queue_worker.cli.common import root
 from queue_worker.config import load_settings
 from queue_worker.config_options import CODE_OPTIONS, DECORATOR_OPTIONS
+from tests import pages
 
 ROOT = Path(__file__).parent.parent
 FILES = {
@@ -32,7 +33,7 @@ PROGRAM: Any = typer.main.get_command(root)
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}[^\n]*\n(.*?)^```", PAGES[page], re.S | re.M)
+    return [block.text for block in pages.blocks(FILES[page]) if block.kind == language]
 
 
 def anchor(heading: str) -> str:
@@ -61,7 +62,7 @@ def test_the_readme_lists_every_page_and_example_once() -> None:
 def commands(page: str) -> list[str]:
     """The command lines of a page, without the program's name: those of its blocks, and those within sentences."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    spans = re.findall(r"`(queue-worker [^`]+)`", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.S | re.M))
+    spans = re.findall(r"`(queue-worker [^`]+)`", re.sub(r"^ *```.*?^ *```", "", PAGES[page], flags=re.S | re.M))
     return [
         line.split(" #")[0].removeprefix("queue-worker ") for line in (*lines, *spans) if line[:13] == "queue-worker "
     ]

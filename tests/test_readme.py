@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,37 +13,14 @@ import pytest
 from queue_worker import embedded
 from queue_worker.testing import run
 from tests.blackbox import forks
+from tests.pages import ROOT, Block, blocks, normal
 
-ROOT = Path(__file__).parent.parent
-FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.S | re.M)
-
-
-class Block(NamedTuple):
-    kind: str
-    note: str
-    text: str
-
-
-BLOCKS = [Block(kind, note.strip(), text) for kind, note, text in FENCE.findall((ROOT / "README.md").read_text())]
-
-
-def normal(text: str) -> list[str]:
-    """Lines without what differs from run to run, sorted: threads may change places."""
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", text)
-    text = re.sub(r"worker=\S+", "worker=W", text)
-    text = re.sub(r"seconds=\S+", "seconds=N", text)
-    return sorted(line.rstrip() for line in text.splitlines() if line.strip())
+BLOCKS = blocks(ROOT / "README.md")
 
 
 def test_the_first_block_of_commands_is_the_two_that_do_all_the_setup() -> None:
     commands = next(block.text for block in BLOCKS if block.kind == "sh")
     assert [line.split("#")[0].strip() for line in commands.splitlines()] == ["make demo", "make test"]
-
-
-def test_every_block_that_is_not_run_says_why() -> None:
-    unrun = [block for block in BLOCKS if block.kind == "sh" and block.note]
-    assert unrun
-    assert all(re.fullmatch(r"not-run: \S.{10,}", block.note) for block in unrun)
 
 
 def test_python_blocks_run_as_one_program() -> None:
@@ -98,7 +74,7 @@ def shell(tmp_path: Path):
 
 def test_shell_blocks_run_in_order_and_print_what_the_readme_shows(shell) -> None:
     compared = 0
-    for block, after in zip(BLOCKS, [*BLOCKS[1:], Block("", "", "")], strict=True):
+    for block, after in zip(BLOCKS, [*BLOCKS[1:], Block("", "", "", 0)], strict=True):
         if block.kind != "sh" or block.note:
             continue
         output = normal(shell(block.text))

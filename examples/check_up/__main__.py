@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import psycopg
 
 from examples.check_up import jobs
-from examples.service import Worker, command, folder, settings, worker
+from examples.service import command, folder, settings, worker
+from examples.serving import Program
 from examples.stage import Checks, database, until
 from queue_worker.demo_smtp import CaptureServer
 
@@ -84,11 +85,11 @@ def transactions(show: Show, anna: int) -> None:
     command("status")
 
 
-def handled(show: Show, running: Worker, anna: int) -> None:
+def handled(show: Show, running: Program, anna: int) -> None:
     """The worker handles them: the mail, the files, the money."""
     print("\n--- the worker")
     for queue in QUEUES:
-        print(" ", running.says(rf"looks every 5 s, claims 10 at a time.* queue={queue}\b"))
+        print(" ", running.wait_for(rf"looks every 5 s, claims 10 at a time.* queue={queue}\b"))
     show.settled(1, 1, 1)
     [mail] = show.mail.received
     body = mail.message.get_body()

@@ -14,7 +14,8 @@ import psycopg
 import queue_worker
 from examples.mail_queue import jobs
 from examples.mail_queue.servers import MailServer, listener
-from examples.service import Worker, command, folder, settings, worker
+from examples.service import command, folder, settings, worker
+from examples.serving import Program
 from examples.stage import Checks, advance, database, until
 
 SLOW, PICKY, NOBODY = "slow@example.com", "picky@example.com", "nobody@example.com"
@@ -28,7 +29,7 @@ class Show(NamedTuple):
     db: psycopg.Connection[Any]
     mail: MailServer
     heard: Sequence[Mapping[str, Any]]
-    worker: Worker
+    worker: Program
     api: str
     check: Checks
 
@@ -74,7 +75,9 @@ def batch(show: Show) -> None:
     print(f"  webhook: {show.alert('backlog', 'alert.fired')}")
     row = show.value("select detail from queue_worker.alerts where name = 'backlog' and cleared_at is null")
     show.check("queue_worker.alerts has it", row == "30 messages wait, more than 20")
-    show.check("the log of the worker has it", show.worker.says(r'alert=backlog detail="30 messages wait.*queue=email'))
+    show.check(
+        "the log of the worker has it", show.worker.wait_for(r'alert=backlog detail="30 messages wait.*queue=email')
+    )
     command("resume", "email")
     show.done(*ids)
     show.check("each reader got one mail", all(len(show.mail.to(reader)) == 1 for reader in READERS))
@@ -189,7 +192,7 @@ def staged(place: Path) -> Iterator[Show]:
             worker(*arguments, log=place / "worker.log") as running,
             psycopg.connect(url, autocommit=True) as db,
         ):
-            api = running.says(r"API and dashboard at (\S+)")
+            api = running.wait_for(r"API and dashboard at (\S+)")
             yield Show(db, mail, heard, running, api, check)
             queue_worker.close()
             check("the worker ends with exit code 0 after SIGTERM", running.stop() == 0)

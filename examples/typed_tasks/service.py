@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import re
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,11 +15,9 @@ from typing import Any
 
 import psycopg
 
-from examples.stage import until
+from examples.serving import Program, worker
 from examples.typed_tasks.catalogue import QUEUES
 from queue_worker.cli import run
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare(connection: psycopg.Connection[Any]) -> None:
@@ -44,33 +39,17 @@ class Service:
         self.api = ""
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self) -> Iterator[Program]:
         """Run it while the block runs; killed at its end if it still runs."""
-        arguments = ["start", "--app", "examples.typed_tasks.jobs:app", "--with-api", "--port", "0"]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        with self.log.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "queue_worker", *arguments], env={**os.environ, "PYTHONPATH": path},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+        arguments = ("--app", "examples.typed_tasks.jobs:app", "--with-api", "--port", "0")
         try:
-            self.api = until(lambda: self._address(process), "the worker is ready")
-            yield process
+            with worker(*arguments, log=self.log) as program:
+                self.api = program.url()
+                yield program
         except BaseException:
             # Who looks for the reason finds it here; the folder is gone in a moment.
             print(self.log.read_text()[-4000:], file=sys.stderr)
             raise
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-
-    def _address(self, process: subprocess.Popen[bytes]) -> str | None:
-        text = self.log.read_text()
-        if process.poll() is not None:
-            sys.exit(f"the worker ended with exit code {process.returncode}")
-        found = re.search(r"API and dashboard at (\S+)", text)
-        return found[1] if found and " ready " in text else None
 
 
 def cli(*arguments: str) -> Any:

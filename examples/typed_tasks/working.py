@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-import signal
-import subprocess
 from typing import Any
 
 import httpx
 import psycopg
 
+from examples.serving import Program
 from examples.stage import Checks, advance, until
 from examples.typed_tasks.catalogue import QUEUES, InvokeDispatcher, PerformTaskOperation, ScheduleEmail
 from examples.typed_tasks.send import enqueue
@@ -133,10 +132,9 @@ def metrics(db: Db, check: Checks, api: str) -> None:
     check(f"queue_worker_messages_done_total: {seen}", seen == counted and set(seen) >= set(QUEUES))
 
 
-def stop(check: Checks, service: subprocess.Popen[bytes]) -> None:
+def stop(check: Checks, service: Program) -> None:
     """SIGTERM, as a process manager sends it."""
-    service.send_signal(signal.SIGTERM)
-    check("the service stopped with exit code 0", service.wait(30) == 0)
+    check("the service stopped with exit code 0", service.stop() == 0)
 
 
 def _rows(db: Db, statement: str, *values: Any) -> int:

@@ -49,20 +49,3 @@ def all_checks_hold(output: str) -> bool:
     """Whether the last line of an example's output says that all its checks hold."""
     last = output.splitlines()[-1]
     return re.fullmatch(r"([1-9]\d*) of \1 checks hold", last) is not None
-
-
-def dead_links(page: Path) -> list[str]:
-    """The links of a page that lead to no file, or to no heading of it."""
-    dead = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        name, _, heading = link.partition("#")
-        target = page.parent / name
-        if "://" not in link and (not target.exists() or (heading and heading not in _anchors(target))):
-            dead.append(link)
-    return dead
-
-
-def _anchors(page: Path) -> list[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
-    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]

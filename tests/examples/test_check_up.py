@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.examples.shown import Shown, all_checks_hold, dead_links, read
+from tests.examples.shown import Shown, all_checks_hold, read
 from tests.pages import ROOT
 
 PEOPLE = ["anna@example.com", *(f"user{number}@example.com" for number in range(1, 26))]
@@ -86,7 +86,3 @@ def test_the_schema_may_run_twice(db: psycopg.Connection[Any]) -> None:
     assert db.execute(
         "select count(*) from pg_trigger where tgrelid = 'public.check_ups'::regclass and not tgisinternal"
     ).fetchone() == (1,)
-
-
-def test_the_links_of_the_page_lead_somewhere() -> None:
-    assert dead_links(ROOT / "examples" / "check_up" / "README.md") == []

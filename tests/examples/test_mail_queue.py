@@ -12,9 +12,8 @@ import pytest
 from examples.mail_queue import jobs
 from examples.mail_queue.servers import MailServer
 from examples.stage import advance
-from tests.examples.shown import all_checks_hold, dead_links, read
+from tests.examples.shown import all_checks_hold, read
 from tests.helpers import running, wait_until
-from tests.pages import ROOT
 
 DELAYS = [60, 120, 240, 480, 960]
 
@@ -84,7 +83,3 @@ def _next_delay(db: psycopg.Connection[Any], attempt: int) -> int:
     assert db.execute("select count(*) from queue_worker.failures").fetchone() == (attempt,)
     advance(db, "email", 30)
     return int(by_row)
-
-
-def test_the_links_of_the_page_lead_somewhere() -> None:
-    assert dead_links(ROOT / "examples" / "mail_queue" / "README.md") == []
