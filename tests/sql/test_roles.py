@@ -113,7 +113,15 @@ def test_what_each_role_is_there_for(engine: Engine, db: psycopg.Connection[Any]
     db.execute("reset role; set role queue_reader")
     assert db.execute("select waiting, dead from queue_worker.queues where queue = 'work'").fetchone() == (4, 1)
     assert db.execute("select reason from queue_worker.dead_letters_redacted").fetchone() == ("rejected",)
-    for name in ("failures_redacted", "audit_redacted", "schedules_redacted", "workers", "progress", "batches"):
+    for name in (
+        "failures_redacted",
+        "audit_redacted",
+        "schedules_redacted",
+        "workers",
+        "progress",
+        "batches",
+        "alerts",
+    ):
         db.execute(f"select * from queue_worker.{name}".encode())
     db.execute("reset role; set role queue_operator")
     assert len(db.execute("select * from queue_worker.messages('work')").fetchall()) == 4
@@ -122,6 +130,20 @@ def test_what_each_role_is_there_for(engine: Engine, db: psycopg.Connection[Any]
     db.execute("reset role")
     actors = db.execute("select action, actor from queue_worker.audit where actor = 'queue_operator'").fetchall()
     assert sorted(action for action, _ in actors) == ["pause", "resume"]
+
+
+# What the dashboard, the worker's own API and Prometheus ask.
+LOOKS = (
+    "snapshot()", "overview()", "history(60)", "counters()", "queue_status('work')", "list_alerts(10)",
+    "list_timings()", "list_counts()",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["queue_worker", "queue_reader", "queue_operator"])
+@pytest.mark.parametrize("look", LOOKS)
+def test_who_may_look_sees_the_numbers(engine: Engine, db: psycopg.Connection[Any], role: str, look: str) -> None:
+    db.execute(f"set role {role}".encode())
+    assert db.execute(f"select * from queue_worker.{look}".encode()).description
 
 
 @pytest.fixture
